@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Writes a checkpoint of random bf16 weights in the shape of a Llama, for speed only.
+
+usage: make_checkpoint.py FOLDER {tiny,1b,8b}
+The weights are one block of normal values over and over: kernels read every byte all the same.
+"""
+import array
+import json
+import pathlib
+import random
+import struct
+import sys
+
+BLOCK_VALUES = 524287  # a prime: no two rows are alike
+SHAPES = {
+    "tiny": dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, head_dim=64, vocab_size=512,
+                 tie_word_embeddings=True),
+    "1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+               num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256,
+               tie_word_embeddings=True),
+    "8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+               num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=128256,
+               tie_word_embeddings=False),
+}
+
+
+def config_of(shape):
+    return dict(SHAPES[shape], architectures=["LlamaForCausalLM"], model_type="llama",
+                hidden_act="silu", rms_norm_eps=1e-5, rope_theta=500000.0,
+                max_position_embeddings=131072, torch_dtype="bfloat16",
+                bos_token_id=0, eos_token_id=1)
+
+
+def tensors_of(c):
+    """(name, shape) in the order of the file."""
+    dim, ffn = c["hidden_size"], c["intermediate_size"]
+    q = c["num_attention_heads"] * c["head_dim"]
+    kv = c["num_key_value_heads"] * c["head_dim"]
+    yield "model.embed_tokens.weight", (c["vocab_size"], dim)
+    for layer in range(c["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        yield at + "input_layernorm.weight", (dim,)
+        for name, shape in (("q", (q, dim)), ("k", (kv, dim)), ("v", (kv, dim)), ("o", (dim, q))):
+            yield f"{at}self_attn.{name}_proj.weight", shape
+        yield at + "post_attention_layernorm.weight", (dim,)
+        for name, shape in (("gate", (ffn, dim)), ("up", (ffn, dim)), ("down", (dim, ffn))):
+            yield f"{at}mlp.{name}_proj.weight", shape
+    yield "model.norm.weight", (dim,)
+    if not c["tie_word_embeddings"]:
+        yield "lm_head.weight", (c["vocab_size"], dim)
+
+
+def bf16(value):
+    return struct.unpack("<I", struct.pack("<f", value))[0] >> 16
+
+
+def tokenizer_of(vocab_size):
+    """Every byte a token, and words that nothing spells for the rest."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    letters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    vocab = {"<s>": 0, "</s>": 1}
+    for byte in range(256):
+        vocab[letters[byte]] = len(vocab)
+    for token in range(len(vocab), vocab_size):
+        vocab[f"word{token}"] = token
+    special = [dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False,
+                    normalized=False, special=True) for i, t in enumerate(("<s>", "</s>"))]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    return dict(version="1.0", truncation=None, padding=None, added_tokens=special,
+                normalizer=None, pre_tokenizer=level, post_processor=None, decoder=level,
+                model=dict(type="BPE", dropout=None, unk_token=None,
+                           continuing_subword_prefix=None, end_of_word_suffix=None,
+                           fuse_unk=False, byte_fallback=False, vocab=vocab, merges=[]))
+
+
+def write_weights(path, config):
+    header, at = {}, 0
+    for name, shape in tensors_of(config):
+        count = shape[0] * (shape[1] if len(shape) == 2 else 1)
+        header[name] = dict(dtype="BF16", shape=list(shape), data_offsets=[at, at + 2 * count])
+        at += 2 * count
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    rng = random.Random(1)
+    block = array.array("H", (bf16(rng.gauss(0, 0.02)) for _ in range(BLOCK_VALUES))).tobytes()
+    one = struct.pack("<H", bf16(1.0))
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for i, (name, entry) in enumerate(header.items()):
+            left = entry["data_offsets"][1] - entry["data_offsets"][0]
+            if name.endswith("norm.weight"):
+                file.write(one * (left // 2))
+                continue
+            begin = 2 * (i * 40961 % BLOCK_VALUES)
+            left -= file.write(block[begin:begin + left])
+            while left > 0:
+                left -= file.write(block[:left])
+    return at
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[2] not in SHAPES:
+        sys.exit(__doc__)
+    folder, config = pathlib.Path(sys.argv[1]), config_of(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(config["vocab_size"])))
+    print(f"{write_weights(folder / 'model.safetensors', config) / 1e9:.2f} GB of weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""The server on the GPU: its greedy tokens beside the CPU's, and its speed beside the floor.
+
+usage: server_check.py BINARY tokens MODEL    20 prompts through HTTP on both devices, and `generate`
+       server_check.py BINARY speed FOLDER    a checkpoint of make_checkpoint.py; needs torch
+
+The devices round differently, so tokens may part where two are nearly as likely: such a place counts
+as the same if the CPU's token is within NEAR of the GPU's best in log probability there. What follows
+such a place is not compared.
+"""
+import json
+import math
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+TOKENS = 24
+# With weights in block formats the CPU rounds activations to 8-bit codes, the GPU to 16 bits: the bound
+# allows for the former. Gaps are printed; until runs have shown how large they get, it is a guess.
+NEAR = 0.5
+PROMPTS = [
+    "The capital of France is", "Water boils at", "def fibonacci(n):", "Once upon a time",
+    "The three primary colours are", "1, 2, 3, 4,", "In the beginning", "A haiku about autumn:",
+    "The speed of light is", "Dear Sir or Madam,", "SELECT name FROM", "The quick brown fox",
+    "Photosynthesis is the process by which", "To be, or not to be,", "My favourite book is",
+    "import numpy as np\n", "The recipe needs two eggs,", "Albert Einstein was born in",
+    "If it rains tomorrow,", "The sea was calm. " * 40 + "Then",
+]
+
+
+class Server:
+    def __init__(self, binary, model, *flags):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.log = tempfile.TemporaryFile(mode="w+")
+        self.process = subprocess.Popen(
+            [binary, "serve", "--model", model, "--http-port", str(self.port), "--grpc-port", "0",
+             *flags], stdout=self.log, stderr=subprocess.STDOUT)
+
+    def __enter__(self):
+        end = time.monotonic() + 240
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5):
+                    return self
+            except OSError:
+                time.sleep(0.1)
+        self.process.kill()
+        self.process.wait()
+        self.log.seek(0)
+        sys.exit(f"the server did not start:\n{self.log.read()}")
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        status = self.process.wait(timeout=60)
+        self.log.seek(0)
+        print(self.log.read(), file=sys.stderr)
+        if status != 0:
+            sys.exit(f"the server ended with status {status}")
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def complete(self, **fields):
+        request = urllib.request.Request(f"{self.url}/v1/completions",
+                                         data=json.dumps(fields).encode(),
+                                         headers={"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=300) as response:
+                return json.load(response)["choices"][0]
+        except urllib.error.HTTPError as error:
+            sys.exit(f"HTTP {error.code}: {error.read().decode()}")
+
+
+def greedy(binary, model, device):
+    """(token ids, text, top log probabilities by token id) of every prompt."""
+    answers = []
+    with Server(binary, model, "--device", device) as server:
+        for prompt in PROMPTS:
+            choice = server.complete(prompt=prompt, temperature=0, max_tokens=TOKENS, logprobs=5,
+                                     return_token_ids=True, return_tokens_as_token_ids=True)
+            answers.append((choice["token_ids"], choice["text"],
+                            choice["logprobs"]["top_logprobs"]))
+    return answers
+
+
+def gap(top, token):
+    """By how much `token` is less likely than the likeliest of `top`, in log probability."""
+    return max(top.values()) - top.get(f"token_id:{token}", -math.inf)
+
+
+def compare_tokens(binary, model):
+    gpu, cpu = greedy(binary, model, "cuda"), greedy(binary, model, "cpu")
+    same = close = 0
+    gaps = []
+    for prompt, (g, _, top), (c, _, _) in zip(PROMPTS, gpu, cpu):
+        if g == c:
+            same += 1
+            continue
+        at = next((i for i, (a, b) in enumerate(zip(g, c)) if a != b), min(len(g), len(c)))
+        apart = gap(top[at], c[at]) if at < min(len(g), len(c)) else math.inf
+        gaps.append(apart)
+        close += apart <= NEAR
+        print(f"{'part' if apart <= NEAR else 'differ'} at token {at} of {prompt[:30]!r}: "
+              f"{g[at:at + 1]} and {c[at:at + 1]}, gap {apart:.3f}")
+    result = subprocess.run([binary, "generate", model, PROMPTS[0], "--raw", "--temperature", "0",
+                             "--max-tokens", str(TOKENS), "--device", "cuda"],
+                            capture_output=True, text=True, timeout=100, check=False)
+    said = result.returncode == 0 and gpu[0][1].strip() in result.stdout
+    print(f"tokens: {same} of {len(PROMPTS)} prompts as on the CPU, {close} part at a near tie "
+          f"(largest gap of all {max(gaps, default=0):.3f}); "
+          f"generate {'says the same' if said else 'FAILED: ' + result.stdout + result.stderr}")
+    print(result.stderr, file=sys.stderr)
+    if same + close < len(PROMPTS) or not said:
+        sys.exit("FAILED")
+
+
+def ceilings():
+    import torch
+    big = torch.empty(1 << 30, device="cuda", dtype=torch.int32).random_()
+    other = torch.empty_like(big)
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+
+    def best(run):
+        times = []
+        for _ in range(6):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+        return min(times)
+
+    copy = 2 * big.numel() * 4 / best(lambda: other.copy_(big))
+    gemm = 2 * 8192 ** 3 / best(lambda: a @ a)
+    return copy, gemm
+
+
+def measure_speed(binary, folder):
+    copy, gemm = ceilings()
+    config = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    weights = (pathlib.Path(folder) / "model.safetensors").stat().st_size
+    embedding = 2 * config["vocab_size"] * config["hidden_size"]
+    read = weights if config["tie_word_embeddings"] else weights - embedding
+    heads, size = config["num_attention_heads"], config["head_dim"]
+    kv_bytes = 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * size
+    print(f"{folder}: {weights / 1e9:.2f} GB, copy {copy / 1e12:.2f} TB/s, "
+          f"GEMM {gemm / 1e12:.0f} TFLOP/s")
+    flags = ["--device", "cuda", "--max-context", "65536", "--scheduler-max-step-tokens", "8192",
+             "--scheduler-inter-token-bound", "10s"]
+    with Server(binary, folder, *flags) as server:
+        def bench(requests, concurrency, prompt, output):
+            result = subprocess.run(
+                [binary, "bench", "--url", server.url, "--requests", str(requests),
+                 "--concurrency", str(concurrency), "--prompt-tokens", str(prompt),
+                 "--output-tokens", str(output), "--seed", str(prompt + output + requests),
+                 "--json"], capture_output=True, text=True, timeout=240, check=False)
+            if result.returncode != 0:
+                sys.exit(f"bench: {result.stderr}")
+            return json.loads(result.stdout)
+
+        bench(2, 1, 8192, 8)  # memory is mapped as it is first used
+        for prompt in (1024, 8192, 32768):
+            ms = bench(3, 1, prompt, 1)["ttft_ms"]["p50"]
+            linear = (read - 2 * config["vocab_size"] * config["hidden_size"]) * prompt
+            attention = 2 * config["num_hidden_layers"] * heads * size * prompt * prompt
+            floor = (linear + attention) / gemm * 1e3
+            print(f"prefill {prompt:6d} tokens {ms:8.1f} ms {prompt / ms * 1e3:9.0f} tokens/s, "
+                  f"floor {floor:7.1f} ms: {ms / floor:.2f}x")
+        for concurrency, prompt in ((1, 128), (1, 8192), (8, 1024), (32, 1024)):
+            ms = bench(concurrency, concurrency, prompt, 128)["itl_ms"]["p50"]
+            floor = (read + concurrency * (prompt + 64) * kv_bytes) / copy * 1e3
+            print(f"decode {concurrency:3d} x {prompt:5d}   {ms:8.2f} ms a token "
+                  f"{concurrency / ms * 1e3:9.0f} tokens/s, floor {floor:7.2f} ms: "
+                  f"{ms / floor:.2f}x", flush=True)
+        text = urllib.request.urlopen(f"{server.url}/metrics", timeout=10).read().decode()
+        for line in re.findall(r"(?m)^longstride_step\w*(?:sum|count).*$", text):
+            print(line, file=sys.stderr)
+
+
+def main():
+    if len(sys.argv) != 4 or sys.argv[2] not in ("tokens", "speed"):
+        sys.exit(__doc__)
+    _, binary, what, model = sys.argv
+    compare_tokens(binary, model) if what == "tokens" else measure_speed(binary, model)
+
+
+if __name__ == "__main__":
+    main()

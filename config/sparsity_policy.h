@@ -1,0 +1,91 @@
+// What the operator says about sparsity, as read from a plan file (JSON with comments). Which
+// patterns exist and what their parameters mean is model/sparsity's business; here they are names
+// with parameters and a place in the file for error messages.
+//
+//   {
+//     "name": "long-logs",
+//     "default": {"pattern": "native"},
+//     "layers": [
+//       {"layers": "0-5,9", "pattern": "window", "window": 1024, "sink_tokens": 4},
+//       {"layers": "6", "heads": "0-3", "pattern": "strided", "stride": 128},
+//       {"layers": "full", "pattern": "block_sparse", "block": 64, "rows": {"file": "rows.json"}}
+//     ]
+//   }
+//
+// Later rules win where they overlap. "native" is the checkpoint's own pattern of that layer.
+// "layers" is a list of indices and ranges, or the kind of the layer in the checkpoint: "full",
+// "windowed", "chunked"; absent means all layers. A parameter {"file": "name"} stands for the JSON
+// value in that file of the plan's own folder.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "config/base/status.h"
+
+namespace longstride {
+
+using IntRows = std::vector<std::vector<int64_t>>;
+using PolicyValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>, IntRows,
+                                 std::vector<IntRows>>;
+
+// One pattern with its parameters. Getters return INVALID_ARGUMENT naming `place`.
+struct PatternPolicy {
+  std::string pattern = "native";
+  std::map<std::string, PolicyValue> params;
+  std::string place;  // "layers[1]" of the plan file, for messages
+
+  bool Has(const std::string& name) const { return params.contains(name); }
+  absl::StatusOr<int64_t> Int(const std::string& name, int64_t fallback, int64_t min,
+                              int64_t max) const;
+  // The value must be there.
+  absl::StatusOr<int64_t> RequiredInt(const std::string& name, int64_t min, int64_t max) const;
+  absl::StatusOr<std::vector<int64_t>> IntList(const std::string& name) const;
+  // Lists of integers; a plain empty list is no rows.
+  absl::StatusOr<IntRows> Rows(const std::string& name) const;
+  // Lists of such lists (one per head).
+  absl::StatusOr<std::vector<IntRows>> RowsPerHead(const std::string& name) const;
+  // INVALID_ARGUMENT if a parameter is not in `known`; suggests the nearest known name.
+  absl::Status CheckKnown(const std::vector<std::string>& known) const;
+  // INVALID_ARGUMENT with the place put before `message`.
+  absl::Status Error(std::string_view message) const;
+};
+
+// Inclusive index ranges, "0-5,9"; empty means all.
+struct IndexRanges {
+  std::vector<std::pair<int32_t, int32_t>> ranges;
+  bool Contains(int32_t i) const;
+  // The largest index named, or -1.
+  int32_t Max() const;
+  static absl::StatusOr<IndexRanges> Parse(const std::string& text);
+};
+
+// Which layers a rule may touch, by what the checkpoint itself does there.
+enum class NativeKind : uint8_t { kAny, kFull, kWindowed, kChunked };
+
+struct LayerRule {
+  NativeKind kind = NativeKind::kAny;
+  IndexRanges layers;
+  IndexRanges heads;  // query heads
+  PatternPolicy policy;
+};
+
+struct SparsityPolicy {
+  std::string name = "native";
+  PatternPolicy default_policy;
+  std::vector<LayerRule> rules;
+
+  // `text`: a plan file's contents. Duplicate and unknown keys are errors. `folder`: where
+  // {"file": …} parameters are looked up; "" refuses them.
+  static absl::StatusOr<SparsityPolicy> Parse(const std::string& text,
+                                              const std::string& folder = "");
+  // NOT_FOUND: no such file.
+  static absl::StatusOr<SparsityPolicy> Load(const std::string& path);
+};
+
+}  // namespace longstride

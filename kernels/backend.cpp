@@ -1,0 +1,289 @@
+#include "kernels/backend.h"
+
+#include "config/base/check.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cuda/make_cuda_backend.h"
+#include "kernels/quant.h"
+#include "kernels/reference/reference_backend.h"
+#include "kernels/shape_check.h"
+
+namespace longstride::kernels {
+namespace {
+
+bool IsPowerOfTwo(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
+// A norm's tensors: rank 2 over dim, or rank 3 per head with a weight of dim or heads * dim.
+absl::Status CheckNorm(ShapeCheck check, const TensorView& x, const TensorView& weight,
+                       const TensorView& bias, const TensorView& out) {
+  if (x.rank == 3) {
+    check.F32("x", x, {"rows", "heads", "dim"}).F32("out", out, {"rows", "heads", "dim"});
+  } else {
+    check.F32("x", x, {"rows", "dim"}).F32("out", out, {"rows", "dim"});
+  }
+  const int64_t dim = check.Get("dim");
+  const bool per_head = x.rank == 3 && weight.data != nullptr && weight.rank == 1 &&
+                        weight.shape[0] == x.shape[1] * dim;
+  const Dim width(per_head ? x.shape[1] * dim : dim);
+  check.OptionalF32("weight", weight, {width}).OptionalF32("bias", bias, {width});
+  return check.status();
+}
+
+absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache) {
+  const int64_t head_bytes = KvHeadPageBytes(cache.dtype, cache.head_dim);
+  check.That(cache.num_heads > 0, "a cache with 1 or more heads", cache.num_heads)
+      .That(cache.head_dim > 0, "a cache head size of 1 or more", cache.head_dim)
+      .That(cache.num_pages >= 0, "a cache of 0 or more pages", cache.num_pages)
+      .That(cache.num_heads == 1 || cache.head_stride >= head_bytes,
+            "a head stride of at least one head's bytes", cache.head_stride)
+      .That(cache.num_pages <= 1 || cache.page_stride >= head_bytes,
+            "a page stride of at least one head's bytes", cache.page_stride)
+      .That(cache.num_pages == 0 || (cache.k != nullptr && cache.v != nullptr),
+            "cache memory for every page", cache.num_pages);
+  return check.status();
+}
+
+absl::Status CheckSelection(ShapeCheck& check, const AttentionParams& p) {
+  const KvSelection& s = p.selection;
+  const int64_t q_heads = p.q.shape[1];
+  const int64_t want_heads = s.list_heads == ListHeads::kShared      ? 1
+                             : s.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads
+                                                                     : q_heads;
+  check
+      .That(s.num_list_heads == want_heads, "one list head for each head that has lists",
+            s.num_list_heads)
+      .That(s.entry_tokens == 1 ||
+                (IsPowerOfTwo(s.entry_tokens) && s.entry_tokens >= 16 && s.entry_tokens <= 128),
+            "entries of 1 token or a power of two from 16 to 128", s.entry_tokens)
+      .That(s.query_tile == 1 ||
+                (IsPowerOfTwo(s.query_tile) && s.query_tile >= 16 && s.query_tile <= 128),
+            "query tiles of 1 row or a power of two from 16 to 128", s.query_tile)
+      .That(s.num_tiles >= 0, "0 or more tiles", s.num_tiles)
+      .That(s.num_tiles == 0 || (s.tiles != nullptr && s.list_begin != nullptr &&
+                                 s.list_count != nullptr && s.edges != nullptr),
+            "tiles, lists and edges", s.num_tiles)
+      .That(s.num_entries == 0 || s.entries != nullptr, "a list of entries", s.num_entries);
+  RETURN_IF_ERROR(check.status());
+  for (int32_t h = 0; h < (s.num_tiles == 0 ? 0 : s.num_list_heads); ++h) {
+    const EdgeRule& e = s.edges[h];
+    check.That(e.window >= 0 && e.sink_tokens >= 0 && e.chunk >= 0, "edge rules of 0 or more", h);
+  }
+  for (int32_t t = 0; t < s.num_tiles; ++t) {
+    const QueryTile& tile = s.tiles[t];
+    const bool placed = tile.sequence >= 0 && tile.sequence < p.page_table.num_sequences &&
+                        tile.num_rows >= 1 && tile.num_rows <= s.query_tile &&
+                        tile.row_begin >= 0 && tile.row_begin + tile.num_rows <= p.q.shape[0] &&
+                        tile.first_position >= 0 &&
+                        tile.first_position % s.query_tile + tile.num_rows <= s.query_tile;
+    check.That(placed, "a tile inside the step's rows, its sequences and one aligned tile", t);
+    for (int32_t h = 0; h < s.num_list_heads; ++h) {
+      const int64_t i = int64_t{h} * s.num_tiles + t;
+      const bool in_range = s.list_count[i] >= 0 && s.list_begin[i] >= 0 &&
+                            s.list_begin[i] <= s.num_entries - s.list_count[i];
+      check.That(in_range, "a list inside the entries", i);
+    }
+  }
+  return check.status();
+}
+
+absl::Status CheckMoe(ShapeCheck check, const MoeParams& p) {
+  check.F32("x", p.x, {"rows", "dim"})
+      .F32("router_logits", p.router_logits, {"rows", "experts"})
+      .F32("out", p.out, {"rows", "dim"})
+      .That(p.top_k >= 1 && p.top_k <= p.router_logits.shape[1],
+            "a top_k from 1 to the number of experts", p.top_k);
+  RETURN_IF_ERROR(check.status());
+  const int64_t experts = check.Get("experts");
+  check.That(p.gate_up != nullptr && p.down != nullptr, "expert weights", experts);
+  for (int64_t e = 0; check.ok() && e < experts; ++e) {
+    check.That(p.gate_up[e] != nullptr && p.down[e] != nullptr, "expert weights", e);
+    RETURN_IF_ERROR(check.status());
+    check.Bind("dim", p.gate_up[e]->cols(), "gate_up")
+        .Bind("gate_up rows", p.gate_up[e]->rows(), "gate_up")
+        .Bind("dim", p.down[e]->rows(), "down")
+        .That(p.gate_up[e]->rows() == 2 * p.down[e]->cols(),
+              "gate_up with twice as many rows as down has columns", p.gate_up[e]->rows());
+  }
+  check.OptionalF32("gate_up_bias", p.gate_up_bias, {"experts", "gate_up rows"})
+      .OptionalF32("down_bias", p.down_bias, {"experts", "dim"});
+  return check.status();
+}
+
+}  // namespace
+
+absl::Status Backend::Embedding(const EmbeddingParams& p) {
+  ShapeCheck check("Embedding", device());
+  check.Tensor("table", p.table, {"vocab", "dim"}, device())
+      .F32("out", p.out, {"rows", "dim"})
+      .That(CanDequantize(p.table.dtype), "a float or block dtype for the table",
+            static_cast<int64_t>(p.table.dtype))
+      .That(check.Get("dim") % BlockElements(p.table.dtype) == 0, "a width of whole blocks",
+            check.Get("dim"))
+      .That(p.ids != nullptr || p.out.shape[0] == 0, "ids", 0);
+  RETURN_IF_ERROR(check.status());
+  for (int64_t r = 0; r < p.out.shape[0]; ++r) {
+    check.That(p.ids[r] >= 0 && p.ids[r] < p.table.shape[0], "ids inside the table", p.ids[r]);
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoEmbedding(p);
+}
+
+absl::Status Backend::RmsNorm(const RmsNormParams& p) {
+  RETURN_IF_ERROR(CheckNorm(ShapeCheck("RmsNorm", device()), p.x, p.weight, TensorView(), p.out));
+  return DoRmsNorm(p);
+}
+
+absl::Status Backend::LayerNorm(const LayerNormParams& p) {
+  RETURN_IF_ERROR(CheckNorm(ShapeCheck("LayerNorm", device()), p.x, p.weight, p.bias, p.out));
+  if (p.weight.data == nullptr) return absl::InternalError("LayerNorm: weight has no data");
+  return DoLayerNorm(p);
+}
+
+absl::Status Backend::Linear(const LinearParams& p) {
+  if (p.weight == nullptr) return absl::InternalError("Linear: no weight");
+  ShapeCheck check("Linear", device());
+  check.Bind("N", p.weight->rows(), "weight")
+      .Bind("K", p.weight->cols(), "weight")
+      .F32("x", p.x, {"M", "K"})
+      .OptionalF32("bias", p.bias, {"N"})
+      .F32("out", p.out, {"M", "N"});
+  RETURN_IF_ERROR(check.status());
+  return DoLinear(p);
+}
+
+absl::Status Backend::Rope(const RopeParams& p) {
+  ShapeCheck check("Rope", device());
+  check.F32("x", p.x, {"rows", "heads", "head_dim"})
+      .That(p.num_frequencies >= 1 && 2 * int64_t{p.num_frequencies} <= check.Get("head_dim"),
+            "1 to head_dim / 2 frequencies", p.num_frequencies)
+      .That((p.positions != nullptr || p.x.shape[0] == 0) && p.inv_freq != nullptr,
+            "positions and frequencies", p.x.shape[0]);
+  RETURN_IF_ERROR(check.status());
+  return DoRope(p);
+}
+
+absl::Status Backend::PositionScale(const PositionScaleParams& p) {
+  ShapeCheck check("PositionScale", device());
+  check.F32("x", p.x, {"rows", "heads", "head_dim"})
+      .That(p.positions != nullptr || p.x.shape[0] == 0, "positions", p.x.shape[0])
+      .That(p.floor_scale >= 1.0f, "a floor scale of 1 or more",
+            static_cast<int64_t>(p.floor_scale));
+  RETURN_IF_ERROR(check.status());
+  return DoPositionScale(p);
+}
+
+absl::Status Backend::KvWrite(const KvWriteParams& p) {
+  ShapeCheck check("KvWrite", device());
+  RETURN_IF_ERROR(CheckCache(check, p.cache));
+  check.Bind("heads", p.cache.num_heads, "cache")
+      .Bind("head_dim", p.cache.head_dim, "cache")
+      .F32("k", p.k, {"rows", "heads", "head_dim"})
+      .F32("v", p.v, {"rows", "heads", "head_dim"})
+      .That((p.page_ids != nullptr && p.slots != nullptr) || p.k.shape[0] == 0,
+            "page ids and slots", p.k.shape[0]);
+  RETURN_IF_ERROR(check.status());
+  for (int64_t r = 0; r < p.k.shape[0]; ++r) {
+    check.That(p.page_ids[r] >= 0 && p.page_ids[r] < p.cache.num_pages, "pages inside the cache",
+               p.page_ids[r]);
+    check.That(p.slots[r] >= 0 && p.slots[r] < kPageTokens, "slots inside a page", p.slots[r]);
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoKvWrite(p);
+}
+
+absl::Status Backend::Attention(const AttentionParams& p) {
+  ShapeCheck check("Attention", device());
+  RETURN_IF_ERROR(CheckCache(check, p.cache));
+  check.Bind("head_dim", p.cache.head_dim, "cache")
+      .F32("q", p.q, {"rows", "heads", "head_dim"})
+      .F32("out", p.out, {"rows", "heads", "head_dim"})
+      .That(check.Get("heads") % p.cache.num_heads == 0, "query heads in whole groups",
+            check.Get("heads"))
+      .That(p.page_table.num_sequences == 0 ||
+                (p.kv_lens != nullptr && p.page_table.pages != nullptr),
+            "a page table and lengths", p.page_table.num_sequences);
+  RETURN_IF_ERROR(check.status());
+  for (int32_t s = 0; s < p.page_table.num_sequences; ++s) {
+    check.That(p.kv_lens[s] >= 0 && p.kv_lens[s] <= p.page_table.stride * kPageTokens,
+               "lengths inside the page table", p.kv_lens[s]);
+  }
+  RETURN_IF_ERROR(CheckSelection(check, p));
+  return DoAttention(p);
+}
+
+absl::Status Backend::GatedActivation(const GatedActivationParams& p) {
+  ShapeCheck check("GatedActivation", device());
+  check.F32("gate", p.gate, {"rows", "dim"})
+      .F32("up", p.up, {"rows", "dim"})
+      .F32("out", p.out, {"rows", "dim"});
+  RETURN_IF_ERROR(check.status());
+  return DoGatedActivation(p);
+}
+
+absl::Status Backend::Add(const AddParams& p) {
+  ShapeCheck check("Add", device());
+  check.F32("x", p.x, {"rows", "dim"})
+      .F32("y", p.y, {"rows", "dim"})
+      .F32("out", p.out, {"rows", "dim"});
+  RETURN_IF_ERROR(check.status());
+  return DoAdd(p);
+}
+
+absl::Status Backend::Softcap(const SoftcapParams& p) {
+  ShapeCheck check("Softcap", device());
+  check.F32("x", p.x, {"rows", "dim"});
+  RETURN_IF_ERROR(check.status());
+  return DoSoftcap(p);
+}
+
+absl::Status Backend::GatherRows(const GatherRowsParams& p) {
+  ShapeCheck check("GatherRows", device());
+  check.F32("x", p.x, {"M", "dim"})
+      .F32("out", p.out, {"rows", "dim"})
+      .That(p.rows != nullptr || p.out.shape[0] == 0, "rows", p.out.shape[0]);
+  RETURN_IF_ERROR(check.status());
+  for (int64_t r = 0; r < p.out.shape[0]; ++r) {
+    check.That(p.rows[r] >= 0 && p.rows[r] < p.x.shape[0], "rows inside x", p.rows[r]);
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoGatherRows(p);
+}
+
+absl::Status Backend::Moe(const MoeParams& p) {
+  RETURN_IF_ERROR(CheckMoe(ShapeCheck("Moe", device()), p));
+  return DoMoe(p);
+}
+
+absl::Status CheckLinearParts(std::span<const TensorView> parts) {
+  ShapeCheck check("PrepareLinear");
+  check.That(!parts.empty(), "1 or more parts", 0);
+  for (const TensorView& part : parts) {
+    check.Tensor("part", part, {static_cast<int64_t>(part.shape[0]), "K"}, part.device)
+        .That(CanDequantize(part.dtype), "a float or block dtype", static_cast<int64_t>(part.dtype))
+        .That(part.shape[1] % BlockElements(part.dtype) == 0, "a width of whole blocks",
+              part.shape[1])
+        .That(!IsQuantized(part.dtype) || part.strides[0] == part.shape[1],
+              "contiguous rows of blocks", part.strides[0]);
+  }
+  return check.status();
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeight>> Backend::PrepareLinear(
+    std::span<const TensorView> parts, bool* keeps_views) {
+  RETURN_IF_ERROR(CheckLinearParts(parts));
+  return DoPrepareLinear(parts, keeps_views);
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(BackendKind kind,
+                                                     const BackendOptions& options) {
+  switch (kind) {
+    case BackendKind::kReference:
+      return MakeReferenceBackend();
+    case BackendKind::kCpu:
+      return MakeCpuBackend(options);
+    case BackendKind::kCuda:
+      return MakeCudaBackend(options);
+  }
+  return absl::InvalidArgumentError("Unknown backend kind.");
+}
+
+}  // namespace longstride::kernels

@@ -1,0 +1,123 @@
+// The numeric ops of one device behind one documented contract. Three implementations, the same
+// file names side by side: reference/ (plain float32, the specification and the oracle), cpu/
+// (threads, SIMD, quantised weights) and cuda/.
+//
+// Public methods check the contract of op_params.h (shapes, dtypes, strides, ranges that can be
+// checked cheaply) and then call the private virtual that does the work. Contract violations are
+// programmer errors of the model code and return INTERNAL, naming op, expected and got.
+// A backend may be used by one thread at a time.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "config/base/status.h"
+#include "kernels/buffer.h"
+#include "kernels/op_params.h"
+
+namespace longstride::kernels {
+
+// A weight matrix [rows, cols] in a backend's own form. Immutable, thread-safe.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  // Bytes this form takes beyond the views it was made from.
+  int64_t owned_bytes() const { return owned_bytes_; }
+
+ protected:
+  LinearWeight(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {}
+  int64_t rows_;
+  int64_t cols_;
+  int64_t owned_bytes_ = 0;
+};
+
+struct BackendOptions {
+  int num_threads = 0;   // 0: one per physical core available to the process
+  std::string isa = {};  // cpu: "" best available, else "portable", "avx2", "avx512vnni", …
+};
+
+// Bytes in host memory that the ops of a step read.
+struct HostArray {
+  const void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+// Where tensors and arrays lie: activations, weights and tables of floats in the backend's memory
+// (Allocate, Resident), arrays of integers and selections in host memory.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual Device device() const = 0;
+  // For logs and `inspect`: "cpu (avx2, 2 threads)".
+  virtual std::string Describe() const = 0;
+
+  virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
+  virtual absl::StatusOr<Buffer> Reserve(int64_t bytes) = 0;
+
+  // A view of a host tensor in the backend's memory, for as long as the backend lives; the tensor
+  // itself where the backend computes on host memory. No data stays no data.
+  virtual absl::StatusOr<TensorView> Resident(const TensorView& host) { return host; }
+  // Bytes of the device's memory that are not taken; UNIMPLEMENTED where that is the host's.
+  virtual absl::StatusOr<int64_t> FreeMemory() {
+    return absl::UnimplementedError("this backend computes in host memory");
+  }
+
+  // Ops between BeginStep and EndStep may run behind the calls that ask for them, and a host array
+  // that one of them took must not change before EndStep. `arrays` are those that the step will
+  // use, as far as they are known: naming them saves copies, leaving one out is no error.
+  virtual absl::Status BeginStep(std::span<const HostArray> arrays) { return absl::OkStatus(); }
+  // Waits for the step's ops. INTERNAL: one of them failed on the device.
+  virtual absl::Status EndStep() { return absl::OkStatus(); }
+  // Where the tensor's contents are in host memory after EndStep, until the next BeginStep.
+  virtual absl::StatusOr<TensorView> ToHost(const TensorView& t) { return t; }
+  // False once the device cannot be used any more by this process.
+  virtual bool healthy() const { return true; }
+
+  // Makes one weight of the row-concatenation of `parts` ([n_i, K], dtypes may differ). Parts are
+  // read now; if `*keeps_views` is false afterwards, the views' memory is not needed any more.
+  absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareLinear(std::span<const TensorView> parts,
+                                                              bool* keeps_views);
+
+  absl::Status Embedding(const EmbeddingParams& p);
+  absl::Status RmsNorm(const RmsNormParams& p);
+  absl::Status LayerNorm(const LayerNormParams& p);
+  absl::Status Linear(const LinearParams& p);
+  absl::Status Rope(const RopeParams& p);
+  absl::Status PositionScale(const PositionScaleParams& p);
+  absl::Status KvWrite(const KvWriteParams& p);
+  absl::Status Attention(const AttentionParams& p);
+  absl::Status GatedActivation(const GatedActivationParams& p);
+  absl::Status Add(const AddParams& p);
+  absl::Status Softcap(const SoftcapParams& p);
+  absl::Status GatherRows(const GatherRowsParams& p);
+  absl::Status Moe(const MoeParams& p);
+
+ private:
+  virtual absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(
+      std::span<const TensorView> parts, bool* keeps_views) = 0;
+  virtual absl::Status DoEmbedding(const EmbeddingParams& p) = 0;
+  virtual absl::Status DoRmsNorm(const RmsNormParams& p) = 0;
+  virtual absl::Status DoLayerNorm(const LayerNormParams& p) = 0;
+  virtual absl::Status DoLinear(const LinearParams& p) = 0;
+  virtual absl::Status DoRope(const RopeParams& p) = 0;
+  virtual absl::Status DoPositionScale(const PositionScaleParams& p) = 0;
+  virtual absl::Status DoKvWrite(const KvWriteParams& p) = 0;
+  virtual absl::Status DoAttention(const AttentionParams& p) = 0;
+  virtual absl::Status DoGatedActivation(const GatedActivationParams& p) = 0;
+  virtual absl::Status DoAdd(const AddParams& p) = 0;
+  virtual absl::Status DoSoftcap(const SoftcapParams& p) = 0;
+  virtual absl::Status DoGatherRows(const GatherRowsParams& p) = 0;
+  virtual absl::Status DoMoe(const MoeParams& p) = 0;
+};
+
+enum class BackendKind { kReference, kCpu, kCuda };
+
+// UNIMPLEMENTED: built without CUDA. UNAVAILABLE: no usable device. INVALID_ARGUMENT: bad options.
+absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(BackendKind kind,
+                                                     const BackendOptions& options);
+
+}  // namespace longstride::kernels

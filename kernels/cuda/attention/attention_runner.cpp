@@ -1,0 +1,277 @@
+#include "kernels/cuda/attention/attention_runner.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/cuda/attention/convert.h"
+#include "kernels/cuda/attention/portable.h"
+
+namespace longstride::kernels::cuda {
+namespace {
+
+constexpr size_t kMaxStatusWords = 256;
+
+class PinnedDeleter : public Buffer::Deleter {
+ public:
+  void Free(void* data, int64_t bytes) override { cudaFreeHost(data); }
+};
+
+bool SamePlan(const AttentionParams& a, const AttentionParams& b) {
+  return a.selection.tiles == b.selection.tiles && a.selection.entries == b.selection.entries &&
+         a.selection.num_tiles == b.selection.num_tiles && a.kv_lens == b.kv_lens &&
+         a.page_table.pages == b.page_table.pages && a.generated == b.generated &&
+         a.q.shape[1] == b.q.shape[1] && a.cache.num_heads == b.cache.num_heads &&
+         a.cache.head_dim == b.cache.head_dim && a.cache.dtype == b.cache.dtype;
+}
+
+int32_t MostRows(const KvSelection& s) {
+  int32_t most = 1;
+  for (int32_t t = 0; t < s.num_tiles; ++t) most = std::max(most, s.tiles[t].num_rows);
+  return most;
+}
+
+// A contiguous tensor of 16-bit values of the cache's type.
+TensorView HalfView(void* data, KvDType dtype, const TensorView& like) {
+  return TensorView::Contiguous(data, dtype == KvDType::kF16 ? DType::kF16 : DType::kBF16,
+                                like.shape, 3, Device::kCuda);
+}
+
+}  // namespace
+
+absl::Status AttentionRunner::Init() {
+  void* p = nullptr;
+  constexpr int64_t kBytes = kMaxStatusWords * 4;
+  RETURN_IF_ERROR(context_.Check(cudaHostAlloc(&p, kBytes, cudaHostAllocDefault),
+                                 "allocating pinned memory"));
+  host_status_owner_ = Buffer(p, kBytes, Device::kCpu, std::make_shared<PinnedDeleter>());
+  host_status_ = static_cast<uint32_t*>(p);
+  return absl::OkStatus();
+}
+
+void AttentionRunner::BeginStep() {
+  num_plans_ = 0;
+  status_words_.clear();
+}
+
+absl::StatusOr<void*> AttentionRunner::StepMemory(int64_t bytes, bool zeroed) {
+  ASSIGN_OR_RETURN(void* p, arrays_.Take(bytes));
+  if (zeroed) {
+    RETURN_IF_ERROR(context_.Check(
+        cudaMemsetAsync(p, 0, static_cast<size_t>(bytes), context_.stream()), "Attention"));
+  }
+  return p;
+}
+
+bool AttentionRunner::IsFast(const AttentionParams& p, Plan* plan) const {
+  if (context_.info().major != 9) return false;
+  if (p.cache.dtype != KvDType::kF16 && p.cache.dtype != KvDType::kBF16) return false;
+  AttentionParams half = p;
+  half.counters = nullptr;
+  half.q = HalfView(p.q.data, p.cache.dtype, p.q);
+  half.out = half.q;
+  AttentionParams row = half;
+  row.selection.query_tile = 1;
+  if (DecodeRefusal(row) != nullptr) return false;
+  // Packed or plain is a matter of the layer's shape, so that a row's bits depend on that alone.
+  plan->layout = PrefillLayout::kPacked;
+  if (PrefillRefusal(half, plan->layout) != nullptr) plan->layout = PrefillLayout::kPlain;
+  return PrefillRefusal(half, plan->layout) == nullptr && p.q.strides[0] % 4 == 0 &&
+         p.q.strides[1] % 4 == 0 && p.out.strides[0] % 4 == 0 && p.out.strides[1] % 4 == 0;
+}
+
+absl::StatusOr<AttentionRunner::Plan*> AttentionRunner::PlanFor(const AttentionParams& p) {
+  if (!arrays_.in_step()) BeginStep();
+  for (size_t i = 0; i < num_plans_; ++i) {
+    if (SamePlan(plans_[i]->key, p)) return plans_[i].get();
+  }
+  if (num_plans_ == plans_.size()) plans_.push_back(std::make_unique<Plan>());
+  Plan* plan = plans_[num_plans_].get();
+  *plan = Plan();
+  RETURN_IF_ERROR(MakePlan(p, plan));
+  ++num_plans_;
+  return plan;
+}
+
+absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
+  plan->key = p;
+  ASSIGN_OR_RETURN(plan->counters, CountKeys(p));
+  const KvSelection& s = p.selection;
+  const int32_t sequences = p.page_table.num_sequences;
+  for (int32_t i = 0; i < sequences; ++i) {
+    plan->max_kv_len = std::max(plan->max_kv_len, p.kv_lens[i]);
+  }
+  AttentionParams& d = plan->device;
+  d.page_table = p.page_table;
+  ASSIGN_OR_RETURN(d.page_table.pages,
+                   arrays_.OnDevice(p.page_table.pages, sequences * p.page_table.stride));
+  ASSIGN_OR_RETURN(d.kv_lens, arrays_.OnDevice(p.kv_lens, sequences));
+  const int64_t lists = int64_t{s.num_list_heads} * s.num_tiles;
+  d.selection = s;
+  d.selection.query_tile = MostRows(s);
+  ASSIGN_OR_RETURN(d.selection.tiles, arrays_.OnDevice(s.tiles, s.num_tiles));
+  ASSIGN_OR_RETURN(d.selection.list_begin, arrays_.OnDevice(s.list_begin, lists));
+  ASSIGN_OR_RETURN(d.selection.list_count, arrays_.OnDevice(s.list_count, lists));
+  ASSIGN_OR_RETURN(d.selection.entries, arrays_.OnDevice(s.entries, s.num_entries));
+  ASSIGN_OR_RETURN(d.selection.edges, arrays_.OnDevice(s.edges, s.num_list_heads));
+  plan->fast = IsFast(p, plan);
+  if (plan->fast) return SplitTiles(p, plan);
+  ASSIGN_OR_RETURN(plan->portable_status, StepMemory(sizeof(uint32_t), /*zeroed=*/true));
+  status_words_.push_back(plan->portable_status);
+  return absl::OkStatus();
+}
+
+absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
+  const KvSelection& s = p.selection;
+  std::vector<int32_t> prompt, generated;
+  for (int32_t t = 0; t < s.num_tiles; ++t) {
+    const bool is_generated = p.generated != nullptr && p.generated[s.tiles[t].sequence] != 0;
+    (is_generated ? generated : prompt).push_back(t);
+  }
+  AttentionParams shape = p;
+  shape.counters = nullptr;
+  shape.q = shape.out = HalfView(p.q.data, p.cache.dtype, p.q);
+  shape.page_table = plan->device.page_table;
+  shape.kv_lens = plan->device.kv_lens;
+  const auto heads = static_cast<int32_t>(p.q.shape[1]);
+  if (!prompt.empty()) {
+    KvSelection& part = plan->prompt.selection;
+    part = plan->device.selection;
+    if (!generated.empty()) {
+      std::vector<QueryTile> tiles;
+      std::vector<int64_t> begins;
+      std::vector<int32_t> counts;
+      for (const int32_t t : prompt) tiles.push_back(s.tiles[t]);
+      for (int32_t h = 0; h < s.num_list_heads; ++h) {
+        for (const int32_t t : prompt) {
+          begins.push_back(s.list_begin[int64_t{h} * s.num_tiles + t]);
+          counts.push_back(s.list_count[int64_t{h} * s.num_tiles + t]);
+        }
+      }
+      part.num_tiles = static_cast<int32_t>(tiles.size());
+      ASSIGN_OR_RETURN(part.tiles, arrays_.Copy(tiles.data(), part.num_tiles));
+      const auto lists = static_cast<int64_t>(begins.size());
+      ASSIGN_OR_RETURN(part.list_begin, arrays_.Copy(begins.data(), lists));
+      ASSIGN_OR_RETURN(part.list_count, arrays_.Copy(counts.data(), lists));
+    }
+    ASSIGN_OR_RETURN(plan->prompt.scratch,
+                     StepMemory(PrefillScratchBytes(part.num_tiles, heads), false));
+    shape.selection = part;
+    RETURN_IF_ERROR(context_.Check(
+        LaunchPrefillPlan(shape, plan->layout, plan->prompt.scratch, context_.stream()),
+        "Attention"));
+    status_words_.push_back(plan->prompt.scratch);
+  }
+  if (generated.empty()) return absl::OkStatus();
+  rows_.Set(p, generated);
+  KvSelection& part = plan->generated.selection;
+  part = plan->device.selection;
+  part.query_tile = 1;
+  part.num_tiles = static_cast<int32_t>(rows_.tiles.size());
+  ASSIGN_OR_RETURN(part.tiles, arrays_.Copy(rows_.tiles.data(), part.num_tiles));
+  const auto lists = static_cast<int64_t>(rows_.list_begin.size());
+  ASSIGN_OR_RETURN(part.list_begin, arrays_.Copy(rows_.list_begin.data(), lists));
+  ASSIGN_OR_RETURN(part.list_count, arrays_.Copy(rows_.list_count.data(), lists));
+  if (!rows_.more.empty()) {
+    std::vector<int32_t> entries(s.entries, s.entries + s.num_entries);
+    entries.insert(entries.end(), rows_.more.begin(), rows_.more.end());
+    part.num_entries = static_cast<int64_t>(entries.size());
+    ASSIGN_OR_RETURN(part.entries, arrays_.Copy(entries.data(), part.num_entries));
+  }
+  // Sized in powers of two, so that scratch addresses hold for a while.
+  const auto pages = static_cast<uint32_t>(
+      std::max(1, rows_.longest * (s.entry_tokens / kPageTokens)));
+  plan->generated.max_list_pages = static_cast<int32_t>(std::bit_ceil(pages));
+  ASSIGN_OR_RETURN(plan->generated.scratch,
+                   StepMemory(DecodeScratchBytes(part.num_tiles, heads, p.cache.num_heads,
+                                                 p.cache.head_dim,
+                                                 plan->generated.max_list_pages),
+                              false));
+  shape.selection = part;
+  RETURN_IF_ERROR(context_.Check(LaunchDecodePlan(shape, plan->generated.max_list_pages,
+                                                  plan->generated.scratch, context_.stream()),
+                                 "Attention"));
+  status_words_.push_back(plan->generated.scratch);
+  return absl::OkStatus();
+}
+
+absl::Status AttentionRunner::RunFast(const AttentionParams& p, const Plan& plan) {
+  Scratch scratch(context_);
+  ASSIGN_OR_RETURN(uint16_t* q, scratch.Take<uint16_t>(p.q.num_elements()));
+  ASSIGN_OR_RETURN(uint16_t* out, scratch.Take<uint16_t>(p.q.num_elements()));
+  AttentionParams half = p;
+  half.counters = nullptr;
+  half.q = HalfView(q, p.cache.dtype, p.q);
+  half.out = HalfView(out, p.cache.dtype, p.q);
+  half.page_table = plan.device.page_table;
+  half.kv_lens = plan.device.kv_lens;
+  const cudaStream_t stream = context_.stream();
+  RETURN_IF_ERROR(context_.Check(LaunchToHalf(p.q, half.q, stream), "Attention"));
+  if (plan.prompt.scratch != nullptr) {
+    half.selection = plan.prompt.selection;
+    RETURN_IF_ERROR(context_.Check(
+        LaunchPrefill(half, plan.layout, plan.prompt.scratch, stream), "Attention"));
+  }
+  if (plan.generated.scratch != nullptr) {
+    half.selection = plan.generated.selection;
+    RETURN_IF_ERROR(context_.Check(LaunchDecode(half, plan.generated.max_list_pages,
+                                                plan.generated.scratch, stream),
+                                   "Attention"));
+  }
+  return context_.Check(LaunchFromHalf(half.out, plan.device.selection, p.out, stream),
+                        "Attention");
+}
+
+absl::Status AttentionRunner::RunPortable(const AttentionParams& p, const Plan& plan) {
+  if (p.cache.head_dim > kPortableMaxHeadDim) {
+    return absl::UnimplementedError(StrCat("The CUDA backend takes heads of up to ",
+                                           kPortableMaxHeadDim, " channels, got ",
+                                           p.cache.head_dim, "; use --device cpu."));
+  }
+  AttentionParams device = p;
+  device.page_table = plan.device.page_table;
+  device.kv_lens = plan.device.kv_lens;
+  device.selection = plan.device.selection;
+  PortableLaunch launch{.max_kv_len = plan.max_kv_len,
+                        .multiprocessors = context_.multiprocessors(),
+                        .status = static_cast<uint32_t*>(plan.portable_status)};
+  Scratch scratch(context_);
+  ASSIGN_OR_RETURN(launch.scratch, scratch.Take<char>(PortableScratchBytes(device, launch)));
+  return context_.Check(LaunchPortable(device, launch, context_.stream()), "Attention");
+}
+
+absl::Status AttentionRunner::Run(const AttentionParams& p) {
+  if (p.selection.num_tiles == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Plan* plan, PlanFor(p));
+  RETURN_IF_ERROR(plan->fast ? RunFast(p, *plan) : RunPortable(p, *plan));
+  if (p.counters != nullptr) {
+    p.counters->keys_visible += plan->counters.keys_visible;
+    p.counters->keys_read += plan->counters.keys_read;
+  }
+  if (arrays_.in_step()) return absl::OkStatus();
+  RETURN_IF_ERROR(QueueStatus());
+  RETURN_IF_ERROR(context_.Synchronize());
+  return EndStep();
+}
+
+absl::Status AttentionRunner::QueueStatus() {
+  const size_t words = std::min(status_words_.size(), kMaxStatusWords);
+  for (size_t i = 0; i < words; ++i) {
+    RETURN_IF_ERROR(context_.Check(
+        cudaMemcpyAsync(host_status_ + i, status_words_[i], sizeof(uint32_t),
+                        cudaMemcpyDeviceToHost, context_.stream()),
+        "Attention"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttentionRunner::EndStep() {
+  const size_t words = std::min(status_words_.size(), kMaxStatusWords);
+  for (size_t i = 0; i < words; ++i) {
+    if (host_status_[i] != 0) {
+      return absl::InternalError("Attention: a visible position has no page in the cache");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::kernels::cuda

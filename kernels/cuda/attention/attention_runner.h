@@ -1,0 +1,72 @@
+// The backend's side of Attention: chooses kernels, uploads selections once a step, converts
+// activations, and keeps the counters.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "config/base/status.h"
+#include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/attention/host_lists.h"
+#include "kernels/cuda/device/context.h"
+#include "kernels/cuda/device/step_arrays.h"
+
+namespace longstride::kernels::cuda {
+
+// A row's class alone decides its kernel: a prompt's rows go to the prefill kernel and generated
+// ones, each as a tile of its own, to the decode kernel, where the Hopper kernels take the shape;
+// everything else goes to the portable kernel. One thread.
+class AttentionRunner {
+ public:
+  AttentionRunner(DeviceContext& context, StepArrays& arrays)
+      : context_(context), arrays_(arrays) {}
+
+  absl::Status Init();
+
+  // As Backend::Attention. Outside a step it waits for the result.
+  absl::Status Run(const AttentionParams& p);
+  void BeginStep();
+  // Queues what EndStep reads.
+  absl::Status QueueStatus();
+  // After the device is done. INTERNAL: a visible key had no page.
+  absl::Status EndStep();
+
+ private:
+  // Tiles of one class, on the device.
+  struct Part {
+    KvSelection selection;
+    void* scratch = nullptr;
+    int32_t max_list_pages = 0;  // decode
+  };
+  // Layers of one shape that share a selection share its plan within a step.
+  struct Plan {
+    AttentionParams key;
+    AttentionCounters counters;
+    AttentionParams device;  // arrays and `selection` (all tiles) in device memory
+    int32_t max_kv_len = 0;
+    bool fast = false;
+    PrefillLayout layout = PrefillLayout::kPlain;
+    Part prompt, generated;
+    void* portable_status = nullptr;
+  };
+
+  absl::StatusOr<Plan*> PlanFor(const AttentionParams& p);
+  absl::Status MakePlan(const AttentionParams& p, Plan* plan);
+  absl::Status SplitTiles(const AttentionParams& p, Plan* plan);
+  bool IsFast(const AttentionParams& p, Plan* plan) const;
+  absl::Status RunFast(const AttentionParams& p, const Plan& plan);
+  absl::Status RunPortable(const AttentionParams& p, const Plan& plan);
+  // Device memory that lives as long as the step, 0 at first if `zeroed`.
+  absl::StatusOr<void*> StepMemory(int64_t bytes, bool zeroed);
+
+  DeviceContext& context_;
+  StepArrays& arrays_;
+  std::vector<std::unique_ptr<Plan>> plans_;  // the first num_plans_ are the step's
+  size_t num_plans_ = 0;
+  RowLists rows_;
+  std::vector<const void*> status_words_;
+  uint32_t* host_status_ = nullptr;  // pinned
+  Buffer host_status_owner_;
+};
+
+}  // namespace longstride::kernels::cuda

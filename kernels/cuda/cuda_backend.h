@@ -1,0 +1,67 @@
+// The CUDA backend: one device, one stream; ops are queued and return, EndStep waits.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/attention/attention_runner.h"
+#include "kernels/cuda/device/context.h"
+#include "kernels/cuda/device/step_arrays.h"
+
+namespace longstride::kernels::cuda {
+
+// Device memory comes as plain allocations (Allocate) and as reservations whose pages get memory
+// when KvWrite first writes to them (Reserve), as the KV cache wants it (docs/decisions/0002).
+// A tensor of host memory is refused by every op; Resident makes device copies.
+class CudaBackend : public Backend {
+ public:
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const BackendOptions& options);
+  ~CudaBackend() override;
+
+  Device device() const override { return Device::kCuda; }
+  std::string Describe() const override;
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return context_->Allocate(bytes); }
+  absl::StatusOr<Buffer> Reserve(int64_t bytes) override;
+  absl::StatusOr<TensorView> Resident(const TensorView& host) override;
+  absl::StatusOr<int64_t> FreeMemory() override { return context_->FreeMemory(); }
+  absl::Status BeginStep(std::span<const HostArray> arrays) override;
+  absl::Status EndStep() override;
+  absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
+  bool healthy() const override { return context_->healthy(); }
+
+ private:
+  explicit CudaBackend(std::unique_ptr<DeviceContext> context);
+
+  absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(std::span<const TensorView> parts,
+                                                                bool* keeps_views) override;
+  absl::Status DoEmbedding(const EmbeddingParams& p) override;
+  absl::Status DoRmsNorm(const RmsNormParams& p) override;
+  absl::Status DoLayerNorm(const LayerNormParams& p) override;
+  absl::Status DoLinear(const LinearParams& p) override;
+  absl::Status DoRope(const RopeParams& p) override;
+  absl::Status DoPositionScale(const PositionScaleParams& p) override;
+  absl::Status DoKvWrite(const KvWriteParams& p) override;
+  absl::Status DoAttention(const AttentionParams& p) override;
+  absl::Status DoGatedActivation(const GatedActivationParams& p) override;
+  absl::Status DoAdd(const AddParams& p) override;
+  absl::Status DoSoftcap(const SoftcapParams& p) override;
+  absl::Status DoGatherRows(const GatherRowsParams& p) override;
+  absl::Status DoMoe(const MoeParams& p) override;
+
+  // Device memory for the pages that a write names, where they lie in a reservation.
+  absl::Status MapPages(const KvWriteParams& p);
+
+  class Reservations;
+  std::unique_ptr<DeviceContext> context_;
+  StepArrays arrays_;
+  AttentionRunner attention_;
+  std::shared_ptr<Reservations> reservations_;
+  std::vector<Buffer> resident_;
+  // Host copies of outputs: pinned, as large as the largest so far.
+  std::vector<Buffer> outputs_;
+  size_t num_outputs_ = 0;
+};
+
+}  // namespace longstride::kernels::cuda

@@ -1,0 +1,75 @@
+// Small arithmetic helpers shared by the attention kernels.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace longstride::kernels::cuda {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float NegativeInfinity() { return __int_as_float(0xff800000); }
+
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// tanh with a relative error near 1e-6, which the hardware's own approximation does not reach.
+__device__ __forceinline__ float Tanh(float x) {
+  const float e = Exp2(2.0f * kLog2E * fabsf(x));
+  return copysignf(1.0f - __fdividef(2.0f, 1.0f + e), x);
+}
+
+// Two floats as one word of two 16-bit values, the first in the low half.
+template <typename T>
+__device__ __forceinline__ uint32_t Pack(float lo, float hi);
+template <>
+__device__ __forceinline__ uint32_t Pack<__nv_bfloat16>(float lo, float hi) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+template <>
+__device__ __forceinline__ uint32_t Pack<__half>(float lo, float hi) {
+  uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+
+// Reductions over the four lanes that share a row of a tensor-core fragment.
+__device__ __forceinline__ float QuadMax(float v) {
+  v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+  return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
+}
+__device__ __forceinline__ float QuadSum(float v) {
+  v += __shfl_xor_sync(0xffffffffu, v, 1);
+  return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+
+// Lane t of a quad holds w[i] = word t of item i; afterwards w[i] = word i of item t.
+__device__ __forceinline__ void QuadTranspose(uint32_t (&w)[4], int t) {
+  const bool odd = t & 1, high = t & 2;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? w[i] : w[i + 1], 1);
+    if (odd)
+      w[i] = got;
+    else
+      w[i + 1] = got;
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t got = __shfl_xor_sync(0xffffffffu, high ? w[i] : w[i + 2], 2);
+    if (high)
+      w[i] = got;
+    else
+      w[i + 2] = got;
+  }
+}
+
+}  // namespace longstride::kernels::cuda

@@ -1,0 +1,98 @@
+// Computes KvWrite (op_params.h): rows of K and V into their pages, converted to the cache's type.
+// Inputs: k, v f32 [rows, KV heads, head_dim], strided; page_ids and slots i32 [rows].
+// A warp for each row of each head; kQ8 takes the row's largest magnitude first, as QuantizeKvRow.
+// Bound: memory. Arch: any.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace longstride::kernels::cuda {
+namespace {
+
+struct WriteShape {
+  const float* in[2];  // k, v
+  int64_t row_stride[2], head_stride[2];
+  PagedKv cache;
+  const int32_t* page_ids;
+  const int32_t* slots;
+  int64_t vectors;  // rows * heads
+};
+
+// Not a number if any element is not.
+__device__ float WarpMaxAbs(const float* x, int dim, int lane) {
+  uint32_t most = 0;
+  for (int c = lane; c < dim; c += 32) most = max(most, __float_as_uint(x[c]) & 0x7fffffffu);
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, most));
+}
+
+__device__ void Store(const WriteShape& p, char* page, int32_t slot, const float* x, int lane) {
+  const int dim = p.cache.head_dim;
+  switch (p.cache.dtype) {
+    case KvDType::kF32: {
+      float* to = reinterpret_cast<float*>(page) + static_cast<int64_t>(slot) * dim;
+      for (int c = lane; c < dim; c += 32) to[c] = x[c];
+      return;
+    }
+    case KvDType::kF16: {
+      __half* to = reinterpret_cast<__half*>(page) + static_cast<int64_t>(slot) * dim;
+      for (int c = lane; c < dim; c += 32) to[c] = __float2half_rn(x[c]);
+      return;
+    }
+    case KvDType::kBF16: {
+      __nv_bfloat16* to = reinterpret_cast<__nv_bfloat16*>(page) + static_cast<int64_t>(slot) * dim;
+      for (int c = lane; c < dim; c += 32) to[c] = __float2bfloat16_rn(x[c]);
+      return;
+    }
+    case KvDType::kQ8: {
+      const float scale = __fdiv_rn(WarpMaxAbs(x, dim, lane), 127.0f);
+      const float inverse = scale > 0.0f ? __fdiv_rn(1.0f, scale) : 0.0f;
+      int8_t* to = reinterpret_cast<int8_t*>(page) + static_cast<int64_t>(slot) * dim;
+      for (int c = lane; c < dim; c += 32) {
+        to[c] = static_cast<int8_t>(fmaxf(-127.0f, fminf(127.0f, roundf(x[c] * inverse))));
+      }
+      if (lane == 0) {
+        reinterpret_cast<float*>(page + static_cast<int64_t>(kPageTokens) * dim)[slot] = scale;
+      }
+      return;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p) {
+  const int64_t vector =
+      static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
+  if (vector >= p.vectors) return;
+  const int64_t row = vector / p.cache.num_heads, head = vector % p.cache.num_heads;
+  const int side = static_cast<int>(blockIdx.y);
+  const int64_t offset = p.page_ids[row] * p.cache.page_stride + head * p.cache.head_stride;
+  char* page = static_cast<char*>(side == 0 ? p.cache.k : p.cache.v) + offset;
+  Store(p, page, p.slots[row],
+        p.in[side] + row * p.row_stride[side] + head * p.head_stride[side],
+        static_cast<int>(threadIdx.x) % 32);
+}
+
+}  // namespace
+
+cudaError_t LaunchKvWrite(const KvWriteParams& p, cudaStream_t stream) {
+  WriteShape shape;
+  shape.in[0] = p.k.ptr<const float>();
+  shape.in[1] = p.v.ptr<const float>();
+  for (int side = 0; side < 2; ++side) {
+    const TensorView& t = side == 0 ? p.k : p.v;
+    shape.row_stride[side] = t.strides[0];
+    shape.head_stride[side] = t.strides[1];
+  }
+  shape.cache = p.cache;
+  shape.page_ids = p.page_ids;
+  shape.slots = p.slots;
+  shape.vectors = p.k.shape[0] * p.cache.num_heads;
+  if (shape.vectors == 0) return cudaSuccess;
+  constexpr int kVectors = kRowThreads / 32;
+  const dim3 blocks(static_cast<unsigned>((shape.vectors + kVectors - 1) / kVectors), 2);
+  KvWriteKernel<<<blocks, kRowThreads, 0, stream>>>(shape);
+  return cudaGetLastError();
+}
+
+}  // namespace longstride::kernels::cuda

@@ -1,0 +1,112 @@
+// What both product kernels take, and how they store results.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/linear/packed_weight.h"
+#include "kernels/cuda/linear/product.h"
+
+namespace longstride::kernels::cuda {
+
+struct ProductArgs {
+  CUtensorMap x_map;  // [rows, cols] of 16-bit values, box of 64 columns by a tile's rows
+  CUtensorMap out_map;
+  const uint8_t* weight;
+  const uint8_t* const* group_weights;
+  const GroupTile* tiles;  // nullptr: rows in order
+  const int32_t* num_tiles;
+  int32_t max_tiles;
+  int32_t rows;
+  int32_t n;
+  int32_t k_blocks;        // steps of 64 columns
+  int32_t part_blocks;     // of one part of K (block formats)
+  int32_t sharers;         // blocks of a cluster that share the parts (block formats)
+  int32_t share_tiles;     // tiles of every block of the narrow dense kernel
+  int32_t copies_out;      // the wide dense kernel may store through out_map
+  int32_t stages;          // slots of the ring
+  int32_t slot_bytes;
+  int32_t atoms_per_tile;  // largest tile of the narrow dense kernel, in atoms of 8 rows
+  void* out;
+  DType out_dtype;
+  int64_t out_stride;
+  const float* bias;
+  int64_t bias_stride;
+  const float* row_scale;
+  int32_t accumulate;
+};
+
+// One tile of activation rows and its weight.
+struct RowTile {
+  const uint8_t* weight;
+  const float* bias;
+  int32_t row_begin;
+  int32_t rows;  // 0: nothing to do
+};
+
+template <int kTokens>
+__device__ __forceinline__ RowTile FindRowTile(const ProductArgs& p, int tile) {
+  RowTile t;
+  if (p.tiles == nullptr) {
+    t.weight = p.weight;
+    t.bias = p.bias;
+    t.row_begin = tile * kTokens;
+    t.rows = max(0, min(kTokens, p.rows - t.row_begin));
+    return t;
+  }
+  // Grouped: the list was made by an earlier kernel of the stream.
+  if (tile >= *p.num_tiles) {
+    t.rows = 0;
+    return t;
+  }
+  const GroupTile g = p.tiles[tile];
+  t.weight = p.group_weights[g.group];
+  t.bias = p.bias == nullptr ? nullptr : p.bias + g.group * p.bias_stride;
+  t.row_begin = g.row_begin;
+  t.rows = g.rows;
+  return t;
+}
+
+__device__ __forceinline__ void StoreResult(const ProductArgs& p, const RowTile& t, int row, int n,
+                                            float value) {
+  const int64_t m = t.row_begin + row;
+  if (p.row_scale != nullptr) value *= p.row_scale[m];
+  if (t.bias != nullptr) value += t.bias[n];
+  const int64_t at = m * p.out_stride + n;
+  if (p.out_dtype == DType::kF32) {
+    auto* out = static_cast<float*>(p.out) + at;
+    *out = p.accumulate ? *out + value : value;
+  } else if (p.out_dtype == DType::kBF16) {
+    auto* out = static_cast<__nv_bfloat16*>(p.out) + at;
+    if (p.accumulate) value += __bfloat162float(*out);
+    *out = __float2bfloat16(value);
+  } else {
+    auto* out = static_cast<__half*>(p.out) + at;
+    if (p.accumulate) value += __half2float(*out);
+    *out = __float2half(value);
+  }
+}
+
+// Everything but the tensor map and what the kernels' shapes decide.
+ProductArgs MakeProductArgs(const Product& p);
+
+// Encodes the tensor map of an operand with boxes of `box_rows` rows.
+cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map);
+
+// Encodes the tensor map of the results, panels of 128 bytes by `box_rows` rows. False: rows are not
+// aligned for it.
+bool EncodeResultMap(const Product& p, int box_rows, CUtensorMap* map);
+
+// Launches that let the kernel start while the one before it still runs, in clusters.
+struct LaunchShape {
+  unsigned blocks = 1;
+  unsigned blocks_y = 1;
+  unsigned threads = 128;
+  unsigned cluster = 1;
+  size_t shared_bytes = 0;
+};
+cudaError_t LaunchWithDependency(const void* kernel, const LaunchShape& shape, ProductArgs* args,
+                                 cudaStream_t stream);
+
+}  // namespace longstride::kernels::cuda

@@ -1,0 +1,114 @@
+// Computes RmsNorm and LayerNorm (op_params.h) over the last dimension.
+// Inputs: x, out f32 [rows, dim] or [rows, heads, dim], strided rows and heads; weight and bias f32
+// [dim] or [heads * dim], nullable. Accumulation float32: within 4e-6 of the reference, relative.
+// A block for each vector, or a warp where vectors are short (heads). LayerNorm's variance is of the
+// differences from the mean, in a second pass over x, which stays in the first-level cache.
+// Bound: memory, 8 bytes an element. Arch: any. Sources: arXiv 1910.07467, arXiv 1607.06450.
+#include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace longstride::kernels::cuda {
+namespace {
+
+constexpr int64_t kShortVector = 512;  // up to here a warp takes a vector
+
+struct Shape {
+  int64_t vectors, heads, dim;
+  int64_t x_row, x_head, out_row, out_head;  // strides in elements
+  int64_t weight_head;                       // from one head's weights to the next
+};
+
+struct Weights {
+  const float* weight;
+  const float* bias;
+  float offset, eps;
+};
+
+template <int kThreads>
+__device__ float GroupSum(float value) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  if constexpr (kThreads > 32) {
+    __shared__ float warps[kThreads / 32];
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = 0.0f;
+    for (int w = 0; w < kThreads / 32; ++w) value += warps[w];
+  }
+  return value;
+}
+
+// kThreads of a block of kRowThreads work on one vector.
+template <bool kLayerNorm, int kThreads>
+__global__ void __launch_bounds__(kRowThreads)
+    NormKernel(const float* x, float* out, const Shape s, const Weights w) {
+  constexpr int kVectors = kRowThreads / kThreads;
+  const int64_t vector = static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x / kThreads;
+  if (vector >= s.vectors) return;
+  const int thread = static_cast<int>(threadIdx.x) % kThreads;
+  const int64_t row = vector / s.heads, head = vector % s.heads;
+  x += row * s.x_row + head * s.x_head;
+  out += row * s.out_row + head * s.out_head;
+  const float* weight = w.weight == nullptr ? nullptr : w.weight + head * s.weight_head;
+  const float* bias = w.bias == nullptr ? nullptr : w.bias + head * s.weight_head;
+  float mean = 0.0f;
+  if constexpr (kLayerNorm) {
+    float sum = 0.0f;
+    for (int64_t c = thread; c < s.dim; c += kThreads) sum += x[c];
+    mean = GroupSum<kThreads>(sum) / static_cast<float>(s.dim);
+  }
+  float squares = 0.0f;
+  for (int64_t c = thread; c < s.dim; c += kThreads) squares += (x[c] - mean) * (x[c] - mean);
+  const float variance = GroupSum<kThreads>(squares) / static_cast<float>(s.dim);
+  const float inverse = rsqrtf(variance + w.eps);
+  for (int64_t c = thread; c < s.dim; c += kThreads) {
+    const float scale = weight == nullptr ? 1.0f : weight[c] + w.offset;
+    out[c] = (x[c] - mean) * inverse * scale + (bias == nullptr ? 0.0f : bias[c]);
+  }
+}
+
+template <bool kLayerNorm>
+cudaError_t Launch(const TensorView& x, const TensorView& out, int64_t weight_size,
+                   const Weights& w, cudaStream_t stream) {
+  const bool per_head = x.rank == 3;
+  Shape s;
+  s.heads = per_head ? x.shape[1] : 1;
+  s.vectors = x.shape[0] * s.heads;
+  s.dim = x.shape[x.rank - 1];
+  s.x_row = x.strides[0];
+  s.out_row = out.strides[0];
+  s.x_head = per_head ? x.strides[1] : 0;
+  s.out_head = per_head ? out.strides[1] : 0;
+  s.weight_head = s.heads > 1 && weight_size == s.heads * s.dim ? s.dim : 0;
+  if (s.vectors == 0 || s.dim == 0) return cudaSuccess;
+  const float* from = x.ptr<const float>();
+  float* to = out.ptr<float>();
+  if (s.dim <= kShortVector && s.heads > 1) {
+    constexpr int kVectors = kRowThreads / 32;
+    const auto blocks = static_cast<unsigned>((s.vectors + kVectors - 1) / kVectors);
+    NormKernel<kLayerNorm, 32><<<blocks, kRowThreads, 0, stream>>>(from, to, s, w);
+  } else {
+    NormKernel<kLayerNorm, kRowThreads>
+        <<<static_cast<unsigned>(s.vectors), kRowThreads, 0, stream>>>(from, to, s, w);
+  }
+  return cudaGetLastError();
+}
+
+int64_t SizeOf(const TensorView& weight) { return weight.data == nullptr ? 0 : weight.shape[0]; }
+
+}  // namespace
+
+cudaError_t LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream) {
+  return Launch<false>(p.x, p.out, SizeOf(p.weight),
+                       {p.weight.ptr<const float>(), nullptr, p.weight_offset, p.eps}, stream);
+}
+
+cudaError_t LaunchLayerNorm(const LayerNormParams& p, cudaStream_t stream) {
+  return Launch<true>(p.x, p.out, SizeOf(p.weight),
+                      {p.weight.ptr<const float>(), p.bias.ptr<const float>(), 0.0f, p.eps},
+                      stream);
+}
+
+}  // namespace longstride::kernels::cuda

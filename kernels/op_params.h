@@ -1,0 +1,189 @@
+// Parameters of every numeric op, shared by all backends (reference, cpu, cuda). Plain structs that
+// a .cu file may include; shapes stand behind each field. Activations are float32 on the CPU.
+// Rows of an activation may be strided (TensorView::strides[0]); the innermost dimension never is.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kv_selection.h"
+#include "kernels/paged_kv.h"
+#include "kernels/tensor_view.h"
+
+namespace longstride::kernels {
+
+// out[r, :] = scale * table[ids[r], :]. Ids are in range (checked).
+struct EmbeddingParams {
+  TensorView table = {};         // [vocab, dim] any weight dtype
+  const int32_t* ids = nullptr;  // [rows], host memory
+  float scale = 1.0f;
+  TensorView out = {};  // [rows, dim]
+};
+
+// out[r, c] = x[r, c] * rsqrt(mean_c(x[r, :]^2) + eps) * (weight[c] + weight_offset); the mean and
+// the product in float32. Without a weight: plain normalisation. In place allowed. A rank-3 view
+// [rows, heads, dim] is normalised over dim (per-head q/k norm); there, a weight of heads*dim
+// elements is indexed by head too.
+struct RmsNormParams {
+  TensorView x = {};       // [rows, dim] or [rows, heads, dim]
+  TensorView weight = {};  // [dim] or [heads*dim] f32, or data == nullptr
+  float weight_offset = 0.0f;
+  float eps = 1e-6f;
+  TensorView out = {};
+};
+
+// out = (x - mean) * rsqrt(var + eps) * weight + bias, over the last dimension, float32.
+struct LayerNormParams {
+  TensorView x = {};       // [rows, dim] or [rows, heads, dim]
+  TensorView weight = {};  // [dim] or [heads*dim] f32
+  TensorView bias = {};    // same, or data == nullptr
+  float eps = 1e-5f;
+  TensorView out = {};
+};
+
+// A weight matrix in whatever form a backend computes with; made by Backend::PrepareLinear.
+class LinearWeight;
+
+// out[m, n] = sum_k x[m, k] * w[n, k] + bias[n]   (+ out[m, n] if accumulate). The cpu backend
+// rounds x to int8 per 32 elements where the weight is quantised (as ggml does).
+// A row's bits do not depend on M, on the other rows or on the number of threads.
+struct LinearParams {
+  TensorView x = {};  // [M, K]
+  const LinearWeight* weight = nullptr;
+  TensorView bias = {};  // [N] f32, or data == nullptr
+  bool accumulate = false;
+  TensorView out = {};  // [M, N]
+};
+
+// Rotates pairs of the first 2*num_frequencies channels of every head of x, in place:
+// angle = positions[r] * inv_freq[f];  (a, b) -> scale * (a cos - b sin, a sin + b cos).
+// Half-split pairs channel f with f + num_frequencies; interleaved pairs 2f with 2f + 1.
+// Source: RoFormer (arXiv 2104.09864); scale is YaRN's attention factor (arXiv 2309.00071).
+struct RopeParams {
+  TensorView x = {};                   // [rows, heads, head_dim]
+  const int32_t* positions = nullptr;  // [rows]
+  const float* inv_freq = nullptr;     // [num_frequencies], radians per position
+  int32_t num_frequencies = 0;
+  bool interleaved = false;
+  float scale = 1.0f;
+};
+
+// x[r, ...] *= 1 + attn_scale * log(1 + floor((positions[r] + 1) / floor_scale)). Llama 4's
+// temperature for layers without RoPE.
+struct PositionScaleParams {
+  TensorView x = {};                   // [rows, heads, head_dim], in place
+  const int32_t* positions = nullptr;  // [rows]
+  float attn_scale = 0.1f;
+  float floor_scale = 8192.0f;
+};
+
+// Stores rows of k and v at (page, slot) of the cache, converting to its dtype.
+struct KvWriteParams {
+  TensorView k = {};  // [rows, KV heads, head_dim]
+  TensorView v = {};  // [rows, KV heads, head_dim]
+  PagedKv cache = {};
+  const int32_t* page_ids = nullptr;  // [rows] physical page of each row
+  const int32_t* slots = nullptr;     // [rows] position mod kPageTokens
+};
+
+// What an attention call did; the sparsity really achieved is measured from these.
+struct AttentionCounters {
+  int64_t keys_visible = 0;  // (query row, query head, key) triples the selection allows
+  int64_t keys_read = 0;     // triples whose score was computed
+};
+
+// For query row r at position i, head h (KV head g = h / (query heads / KV heads)):
+//   s_j = scale * q[r,h]·k[j,g], soft-capped: softcap * tanh(s_j / softcap) if softcap > 0
+//   m = max(max_j s_j, sink_h), p_j = exp(s_j - m) / (sum_j exp(s_j - m) + exp(sink_h - m))
+//   out[r,h] = sum_j p_j v[j,g]
+// over the keys j visible to (r, h) by `selection`. Without sinks the sink terms are absent. Where
+// nothing is visible out is a zero row and lse -inf. lse[r,h] = log(sum_j exp s_j), sinks left out,
+// natural log, float32, so that branches merge. Values stored in the cache beyond a sequence's
+// length are never read as numbers (they may be NaN).
+// Rows of q that no tile covers are not written. A visible key whose page is kNoPage or outside the
+// cache is INTERNAL.
+// Keys are reduced in ascending segments of kAttentionSegment absolute positions, each with an own
+// running maximum, merged in order: the same bits however a prompt was cut into chunks.
+struct AttentionParams {
+  TensorView q = {};  // [rows, query heads, head_dim]
+  PagedKv cache = {};
+  PageTable page_table = {};
+  const int32_t* kv_lens = nullptr;  // [num_sequences] keys that exist, this step's included
+  // [num_sequences]: 1 where the sequence's rows are generated tokens, 0 where they are a prompt's;
+  // null: all are a prompt's. A backend may compute the two with different kernels: a row's bits
+  // depend on its own class only, never on how many rows the step has.
+  const uint8_t* generated = nullptr;
+  KvSelection selection = {};
+  float scale = 1.0f;
+  float softcap = 0.0f;
+  const float* sinks = nullptr;           // [query heads], or nullptr
+  TensorView out = {};                    // [rows, query heads, head_dim]
+  float* lse = nullptr;                   // [rows, query heads], or nullptr
+  AttentionCounters* counters = nullptr;  // added to, or nullptr
+};
+inline constexpr int32_t kAttentionSegment = 1024;
+
+enum class Activation : uint8_t {
+  kSilu,       // x * sigmoid(x)
+  kGeluTanh,   // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+  kGelu,       // 0.5 x (1 + erf(x / sqrt 2))
+  kSwigluOai,  // gpt-oss: g = min(gate, limit), u = clamp(up, ±limit): (u + 1) * g * sigmoid(1.702
+               // g)
+};
+
+// out = activation(gate) * up, elementwise (kSwigluOai as above).
+struct GatedActivationParams {
+  TensorView gate = {};  // [rows, dim]
+  TensorView up = {};    // [rows, dim]
+  Activation activation = Activation::kSilu;
+  float limit = 7.0f;
+  TensorView out = {};  // [rows, dim]
+};
+
+// out = a * x + b * y; in place allowed.
+struct AddParams {
+  TensorView x = {};  // [rows, dim]
+  TensorView y = {};  // [rows, dim]
+  float a = 1.0f;
+  float b = 1.0f;
+  TensorView out = {};  // [rows, dim]
+};
+
+// x = softcap * tanh(scale * x / softcap), or scale * x without a soft-cap; in place.
+struct SoftcapParams {
+  TensorView x = {};  // [rows, dim]
+  float scale = 1.0f;
+  float softcap = 0.0f;
+};
+
+// out[r, :] = x[rows[r], :].
+struct GatherRowsParams {
+  TensorView x = {};              // [M, dim]
+  const int32_t* rows = nullptr;  // [out rows], host memory
+  TensorView out = {};            // [out rows, dim]
+};
+
+enum class ExpertScoring : uint8_t {
+  kSoftmaxOfTopK,    // softmax over the chosen logits (gpt-oss, Mixtral)
+  kSoftmaxThenTopK,  // softmax over all experts, then choose; renormalised if `renormalize`
+  kSigmoidInput,     // Llama 4: sigmoid(logit) scales the expert's input
+};
+
+// out[r, :] (+)= sum over the top_k experts e of row r: weight(r, e) * expert_e(x[r, :]).
+// An expert is down(activation(gate(x), up(x))) with optional biases. Ties: lower expert first.
+struct MoeParams {
+  TensorView x = {};              // [rows, dim]
+  TensorView router_logits = {};  // [rows, experts]
+  int32_t top_k = 1;
+  ExpertScoring scoring = ExpertScoring::kSoftmaxOfTopK;
+  bool renormalize = true;
+  const LinearWeight* const* gate_up = nullptr;  // [experts], each [2*ffn, dim]: gate rows, then up
+  const LinearWeight* const* down = nullptr;     // [experts], each [dim, ffn]
+  TensorView gate_up_bias = {};                  // [experts, 2*ffn] f32, or data == nullptr
+  TensorView down_bias = {};                     // [experts, dim] f32, or data == nullptr
+  Activation activation = Activation::kSilu;
+  float limit = 7.0f;
+  bool accumulate = false;
+  TensorView out = {};  // [rows, dim]
+};
+
+}  // namespace longstride::kernels

@@ -1,0 +1,62 @@
+// The paged key/value cache as kernels see it: one layer of one cache group. Plain structs that a
+// .cu file may include.
+//
+// Words: a *page* holds the keys and values of kPageTokens consecutive positions of one sequence; a
+// *cache group* is a set of (layer, KV head) pairs with one retention rule. All layers of a group
+// share page ids, so one page table per (sequence, group) serves them all.
+#pragma once
+
+#include <cstdint>
+
+namespace longstride::kernels {
+
+inline constexpr int32_t kPageTokens = 64;
+// Marks a page that the sequence does not hold (freed behind a window, or not yet allocated).
+inline constexpr int32_t kNoPage = -1;
+
+// kQ8: per (token, head) row of head_dim int8 codes, followed after all kPageTokens rows of the
+// head by kPageTokens float32 scales; value = code * scale.
+enum class KvDType : uint8_t { kF32, kF16, kBF16, kQ8 };
+
+constexpr const char* KvDTypeName(KvDType t) {
+  switch (t) {
+    case KvDType::kF32: return "f32";
+    case KvDType::kF16: return "f16";
+    case KvDType::kBF16: return "bf16";
+    case KvDType::kQ8: return "q8";
+  }
+  return "?";
+}
+
+// Bytes that one head of one page takes for K (V takes the same).
+constexpr int64_t KvHeadPageBytes(KvDType t, int32_t head_dim) {
+  switch (t) {
+    case KvDType::kF32: return int64_t{4} * kPageTokens * head_dim;
+    case KvDType::kF16:
+    case KvDType::kBF16: return int64_t{2} * kPageTokens * head_dim;
+    case KvDType::kQ8: return int64_t{kPageTokens} * head_dim + int64_t{4} * kPageTokens;
+  }
+  return 0;
+}
+
+// One layer of one cache group. Address of (page p, head h): base + p*page_stride + h*head_stride
+// bytes (64-bit from the first multiplication); inside it [kPageTokens][head_dim] as KvDType says.
+struct PagedKv {
+  void* k = nullptr;
+  void* v = nullptr;
+  int64_t page_stride = 0;  // bytes
+  int64_t head_stride = 0;  // bytes
+  int32_t num_pages = 0;    // physical pages addressable through k and v
+  int32_t num_heads = 0;    // KV heads of the group
+  int32_t head_dim = 0;
+  KvDType dtype = KvDType::kF32;
+};
+
+// Which physical pages the step's sequences hold in one group; shared by the group's layers.
+struct PageTable {
+  const int32_t* pages = nullptr;  // [num_sequences, stride]: logical page -> physical id or kNoPage
+  int64_t stride = 0;              // entries per sequence, >= ceil(kv_len / kPageTokens)
+  int32_t num_sequences = 0;
+};
+
+}  // namespace longstride::kernels

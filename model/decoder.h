@@ -1,0 +1,37 @@
+// The forward pass of every family, from ModelInput to logits.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "config/base/status.h"
+#include "kernels/backend.h"
+#include "model/kv_cache.h"
+#include "model/model_input.h"
+#include "model/model_spec.h"
+#include "model/sparsity/sparsity_plan.h"
+
+namespace longstride::model {
+
+// Not thread-safe: one engine thread. Spec, plan, cache and backend must outlive it.
+class Decoder {
+ public:
+  // Prepares the weights on the backend; calls `release` for each view that is not needed any more.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(
+      kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan, KvCache* cache,
+      int32_t max_step_tokens, const std::function<void(const kernels::TensorView&)>& release);
+  virtual ~Decoder() = default;
+
+  // Runs one step. Every position of every run must have its pages in the input's page tables.
+  // INVALID_ARGUMENT: a malformed input (checked); INTERNAL: a device failed.
+  virtual absl::Status Forward(const ModelInput& input, ModelOutput* output) = 0;
+
+  // Bytes of prepared weights and of the workspace.
+  virtual int64_t weight_bytes() const = 0;
+  virtual int64_t workspace_bytes() const = 0;
+  // The most rows of logits that one step gives: callers that want more (prompt logprobs) spread
+  // them over steps. At least min(64, max_step_tokens).
+  virtual int32_t max_logits_rows() const = 0;
+};
+
+}  // namespace longstride::model

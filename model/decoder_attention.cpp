@@ -1,0 +1,170 @@
+// The attention half of a layer: head norms, rotary positions, cache writes, attention calls.
+#include <algorithm>
+#include <utility>
+
+#include "model/decoder_impl.h"
+
+namespace longstride::model {
+namespace {
+
+using kernels::TensorView;
+
+// `heads * head_dim` columns of a matrix, from `first`, as [rows, heads, head_dim].
+TensorView Heads(const TensorView& m, int64_t first, int64_t heads, int64_t head_dim) {
+  TensorView view = Columns(m, first, head_dim);
+  view.rank = 3;
+  view.shape[1] = heads;
+  view.shape[2] = head_dim;
+  view.strides[1] = head_dim;
+  view.strides[2] = 1;
+  return view;
+}
+
+TensorView RowRange(const TensorView& t, int64_t begin, int64_t rows) {
+  TensorView view = t;
+  view.data = t.ptr<float>() + begin * t.strides[0];
+  view.shape[0] = rows;
+  return view;
+}
+
+// The KV heads [first, +count) of a group's layer.
+kernels::PagedKv HeadsOf(kernels::PagedKv cache, int32_t first, int32_t count) {
+  cache.k = static_cast<char*>(cache.k) + first * cache.head_stride;
+  cache.v = static_cast<char*>(cache.v) + first * cache.head_stride;
+  cache.num_heads = count;
+  return cache;
+}
+
+}  // namespace
+
+// Query and key norms that come before the rotation.
+absl::Status DecoderImpl::NormHeads(const LayerSpec& layer, const TensorView& qkv) {
+  const AttentionSpec& a = layer.attention;
+  Timed timed(&times_->other_ns);
+  int64_t first = 0;
+  for (const auto& [heads, weight] : {std::pair(a.num_heads, &layer.weights.q_norm),
+                                      std::pair(a.num_kv_heads, &layer.weights.k_norm)}) {
+    const TensorView per_head = Heads(qkv, first, heads, a.head_dim);
+    const TensorView wide = Columns(qkv, first, int64_t{heads} * a.head_dim);
+    first += int64_t{heads} * a.head_dim;
+    switch (a.qk_norm) {
+      case QkNorm::kNone:
+      case QkNorm::kL2AfterRope:
+        break;
+      case QkNorm::kPerHead:
+        RETURN_IF_ERROR(RmsNormQk(a, per_head, *weight));
+        break;
+      case QkNorm::kFullWidth:
+        RETURN_IF_ERROR(RmsNormQk(a, wide, *weight));
+        break;
+      case QkNorm::kLayerNormPerHead:
+        RETURN_IF_ERROR(backend_->LayerNorm(
+            {.x = per_head, .weight = *weight, .eps = a.qk_norm_eps, .out = per_head}));
+        break;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::RmsNormQk(const AttentionSpec& a, const TensorView& x,
+                                    const TensorView& weight) {
+  const float offset = weight.data == nullptr ? 0.0f : spec_->norm_weight_offset;
+  return backend_->RmsNorm(
+      {.x = x, .weight = weight, .weight_offset = offset, .eps = a.qk_norm_eps, .out = x});
+}
+
+// Rotary positions of queries and keys (side by side in qkv), and what follows them.
+absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) {
+  const AttentionSpec& a = layer.attention;
+  Timed timed(&times_->other_ns);
+  const TensorView queries = Heads(qkv, 0, a.num_heads, a.head_dim);
+  const TensorView both = Heads(qkv, 0, a.num_heads + a.num_kv_heads, a.head_dim);
+  if (a.rope >= 0) {
+    const RopeSpec& rope = spec_->ropes[static_cast<size_t>(a.rope)];
+    for (const RopeSpan& span : layout_.rope_spans) {
+      const size_t variant = std::min<size_t>(span.variant, rope.variants.size() - 1);
+      const RopeTable& table = rope.variants[variant];
+      const float* frequencies = rope_frequencies_[static_cast<size_t>(a.rope)][variant];
+      if (table.inv_freq.empty()) continue;
+      RETURN_IF_ERROR(
+          backend_->Rope({.x = RowRange(both, span.row_begin, span.num_rows),
+                          .positions = layout_.positions.data() + span.row_begin,
+                          .inv_freq = frequencies,
+                          .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
+                          .interleaved = table.interleaved,
+                          .scale = table.scale}));
+    }
+  }
+  if (a.qk_norm == QkNorm::kL2AfterRope) RETURN_IF_ERROR(RmsNormQk(a, both, {}));
+  if (!a.position_scale) return absl::OkStatus();
+  return backend_->PositionScale({.x = queries,
+                                  .positions = layout_.positions.data(),
+                                  .attn_scale = a.position_attn_scale,
+                                  .floor_scale = a.position_floor_scale});
+}
+
+absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& qkv) {
+  const AttentionSpec& a = spec_->layers[l].attention;
+  Timed timed(&times_->other_ns);
+  const int64_t k_begin = int64_t{a.num_heads} * a.head_dim;
+  const int64_t v_begin = k_begin + int64_t{a.num_kv_heads} * a.head_dim;
+  for (const int32_t g : layer_groups_[l]) {
+    const CacheGroup& group = cache_->groups()[static_cast<size_t>(g)];
+    const int64_t first = int64_t{group.first_kv_head} * a.head_dim;
+    RETURN_IF_ERROR(
+        backend_->KvWrite({.k = Heads(qkv, k_begin + first, group.num_kv_heads, a.head_dim),
+                           .v = Heads(qkv, v_begin + first, group.num_kv_heads, a.head_dim),
+                           .cache = cache_->View(g, static_cast<int32_t>(l)),
+                           .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
+                           .slots = layout_.slots.data()}));
+  }
+  return absl::OkStatus();
+}
+
+// Behind the last layer's keys and values only the rows count that somebody wants.
+absl::Status DecoderImpl::KeepWantedRows(TensorView* query) {
+  if (layout_.all_wanted()) return absl::OkStatus();
+  rows_ = static_cast<int32_t>(layout_.wanted.size());
+  last_ = true;
+  if (rows_ == 0) return absl::OkStatus();
+  Timed timed(&times_->other_ns);
+  RETURN_IF_ERROR(Gather(&x_, layout_.wanted, work_.last_stream));
+  if (spec_->parallel_block) {
+    RETURN_IF_ERROR(Gather(&h_, layout_.wanted, work_.last_normed));
+  }
+  return Gather(query, layout_.wanted, work_.last_query);
+}
+
+absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const TensorView& out) {
+  Timed timed(&times_->attention_ns);
+  const AttentionSpec& a = spec_->layers[l].attention;
+  const TensorView& sinks = spec_->layers[l].weights.sinks;
+  const std::vector<SelectionBuilder>& selections = last_ ? last_selections_ : selections_;
+  for (const HeadSegment& segment : plan_->layers[l].segments) {
+    const auto g = static_cast<size_t>(segment.group);
+    const CacheGroup& group = cache_->groups()[g];
+    const int64_t first = int64_t{segment.query.first} * a.head_dim;
+    kernels::AttentionCounters counters;
+    RETURN_IF_ERROR(backend_->Attention(
+        {.q = Heads(query, first, segment.query.count, a.head_dim),
+         .cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
+                          segment.kv.first - group.first_kv_head, segment.kv.count),
+         .page_table = page_tables_[g],
+         .kv_lens = layout_.kv_lens.data(),
+         .generated = layout_.generated.data(),
+         .selection = selections[static_cast<size_t>(segment.pattern)].View(),
+         .scale = a.scale,
+         .softcap = a.softcap,
+         .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
+         .out = Heads(out, first, segment.query.count, a.head_dim),
+         .counters = &counters}));
+    PatternCounters& total = (*counters_)[static_cast<size_t>(segment.pattern)];
+    total.keys_total +=
+        segment.query.count * (last_ ? layout_.keys_wanted_rows : layout_.keys_all_rows);
+    total.keys_visible += counters.keys_visible;
+    total.keys_read += counters.keys_read;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::model

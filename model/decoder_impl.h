@@ -1,0 +1,134 @@
+// The one implementation of Decoder: decoder.cpp holds the forward pass, decoder_attention.cpp and
+// decoder_mlp.cpp its two halves. Internal to model/.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "config/base/clock.h"
+#include "model/decoder.h"
+#include "model/decoder_weights.h"
+#include "model/step_layout.h"
+
+namespace longstride::model {
+
+// Adds the time until its end to a counter.
+class Timed {
+ public:
+  explicit Timed(int64_t* nanos) : nanos_(nanos), start_(Clock::Real()->MonotonicNanos()) {}
+  ~Timed() { *nanos_ += Clock::Real()->MonotonicNanos() - start_; }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  int64_t* nanos_;
+  int64_t start_;
+};
+
+// A float32 matrix in memory of a backend.
+inline kernels::TensorView MatrixIn(const kernels::Buffer& buffer, int64_t rows, int64_t cols) {
+  kernels::TensorView view =
+      kernels::TensorView::Matrix(buffer.data(), kernels::DType::kF32, rows, cols);
+  view.device = buffer.device();
+  return view;
+}
+
+// `cols` columns of a matrix, from `first`.
+inline kernels::TensorView Columns(const kernels::TensorView& m, int64_t first, int64_t cols) {
+  kernels::TensorView view = m;
+  view.data = m.ptr<float>() + first;
+  view.shape[1] = cols;
+  return view;
+}
+
+class DecoderImpl : public Decoder {
+ public:
+  DecoderImpl(kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan,
+              KvCache* cache, int32_t max_step_tokens);
+  absl::Status Init(const std::function<void(const kernels::TensorView&)>& release);
+
+  absl::Status Forward(const ModelInput& input, ModelOutput* output) override;
+  int64_t weight_bytes() const override { return weights_.owned_bytes; }
+  int64_t workspace_bytes() const override { return work_.bytes; }
+  int32_t max_logits_rows() const override { return limits_.max_logits_rows; }
+
+ private:
+  using TensorView = kernels::TensorView;
+
+  // Activations of one step: [max_step_tokens, width] each.
+  struct Workspace {
+    kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
+    // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
+    kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
+    int64_t bytes = 0;
+  };
+
+  absl::Status CheckSpec() const;
+  // Has the backend hold the vectors and tables of the spec.
+  absl::Status MakeResident();
+  absl::Status AllocateWorkspace();
+  absl::Status Compute(const ModelInput& input, ModelOutput* output);
+  void BeginStep(const ModelInput& input, ModelOutput* output);
+  // Tells the backend which host arrays the step's ops read.
+  absl::Status NameArrays(const ModelInput& input);
+  void SelectKeys();
+  absl::Status Embed(const ModelInput& input);
+  absl::Status RunLayer(size_t l);
+  absl::Status Finish(ModelOutput* output);
+
+  // Attention (decoder_attention.cpp). qkv is [rows, (heads + 2 * KV heads) * head_dim].
+  absl::Status NormHeads(const LayerSpec& layer, const TensorView& qkv);
+  absl::Status RmsNormQk(const AttentionSpec& a, const TensorView& x, const TensorView& weight);
+  absl::Status Rotate(const LayerSpec& layer, const TensorView& qkv);
+  absl::Status WriteKv(size_t l, const TensorView& qkv);
+  absl::Status KeepWantedRows(TensorView* query);
+  absl::Status Attend(size_t l, const TensorView& query, const TensorView& out);
+
+  // Branches into the residual stream (decoder_mlp.cpp).
+  absl::Status Norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                    TensorView* out);
+  absl::Status NormInto(const TensorView& x, const TensorView& weight, const TensorView& bias,
+                        const TensorView& out);
+  absl::Status Linear(const TensorView& x, const kernels::LinearWeight* weight,
+                      const TensorView& bias, const TensorView& out, bool accumulate = false);
+  absl::Status AddProjected(const TensorView& input, const kernels::LinearWeight* weight,
+                            const TensorView& bias, const TensorView& post_norm);
+  absl::Status AddBranch(const TensorView& branch, const TensorView& post_norm);
+  absl::StatusOr<TensorView> Activated(const LayerSpec& layer, const PreparedLayer& w);
+  absl::Status AddMlp(const LayerSpec& layer, const PreparedLayer& w);
+  absl::Status AddExperts(const LayerSpec& layer, const PreparedLayer& w);
+
+  // Replaces *x by its `rows`, copied to the start of `to`.
+  absl::Status Gather(TensorView* x, const std::vector<int32_t>& rows, const kernels::Buffer& to);
+  absl::Status TakeRows(const TensorView& x, const std::vector<int32_t>& rows,
+                        const kernels::Buffer& to, TensorView* out);
+  TensorView Rows(const kernels::Buffer& buffer, int64_t width) const {
+    return MatrixIn(buffer, rows_, width);
+  }
+
+  kernels::Backend* backend_;
+  const ModelSpec* spec_;  // resident_ once that is made
+  ModelSpec resident_;
+  std::vector<std::vector<const float*>> rope_frequencies_;  // [rope][variant]
+  const SparsityPlan* plan_;
+  KvCache* cache_;
+  StepLimits limits_;
+  PreparedWeights weights_;
+  Workspace work_;
+  std::vector<std::vector<int32_t>> layer_groups_;              // [layer] groups it writes to
+  std::vector<bool> used_before_last_, used_in_last_;           // [pattern]
+  std::vector<SelectionBuilder> selections_, last_selections_;  // [pattern]
+
+  // The step being computed.
+  StepLayout layout_;
+  std::vector<kernels::PageTable> page_tables_;  // [group]
+  std::vector<kernels::HostArray> arrays_;
+  TensorView x_;                                 // the residual stream
+  TensorView h_;       // what the branch being computed reads: x_, normed where the layer says so
+  int32_t rows_ = 0;   // rows still computed: all, or behind the last layer's KV the wanted ones
+  bool last_ = false;  // rows_ are the wanted ones
+  StepTimes* times_ = nullptr;
+  std::vector<PatternCounters>* counters_ = nullptr;
+};
+
+}  // namespace longstride::model

@@ -1,0 +1,45 @@
+// A ModelSpec's matrices in a backend's own form: query, key and value projections as one weight,
+// gate and up as one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "config/base/status.h"
+#include "kernels/backend.h"
+#include "model/model_spec.h"
+
+namespace longstride::model {
+
+struct PreparedLayer {
+  std::unique_ptr<kernels::LinearWeight> qkv;  // [(heads + 2 * KV heads) * head_dim, dim]
+  std::unique_ptr<kernels::LinearWeight> o;
+  std::unique_ptr<kernels::LinearWeight>
+      gate_up;  // [2 * ffn, dim]; the shared expert's in a mixture
+  std::unique_ptr<kernels::LinearWeight> down;
+  std::unique_ptr<kernels::LinearWeight> router;
+  std::vector<std::unique_ptr<kernels::LinearWeight>> experts;  // owners of the two below
+  std::vector<const kernels::LinearWeight*> expert_gate_up;
+  std::vector<const kernels::LinearWeight*> expert_down;
+  kernels::TensorView qkv_bias, gate_up_bias;  // no data where the layer has none
+  std::vector<float> joined_qkv_bias, joined_gate_up_bias;  // what those view, on the host
+};
+
+struct PreparedWeights {
+  std::vector<PreparedLayer> layers;
+  std::unique_ptr<kernels::LinearWeight> lm_head;
+  int64_t owned_bytes = 0;
+};
+
+// `release` is called for each view that the backend does not read again. The embedding table of a
+// tied checkpoint is still read, a row at a time, after that.
+absl::StatusOr<PreparedWeights> PrepareWeights(
+    kernels::Backend* backend, const ModelSpec& spec,
+    const std::function<void(const kernels::TensorView&)>& release);
+
+// A vector as a [n] view; no data where it is empty.
+kernels::TensorView VectorView(const std::vector<float>& values);
+
+}  // namespace longstride::model

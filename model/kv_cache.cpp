@@ -1,0 +1,107 @@
+#include "model/kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "config/base/check.h"
+
+namespace longstride::model {
+namespace {
+
+// Page ids are int32 and -1 means none.
+constexpr int64_t kMaxPages = (int64_t{1} << 31) - 2;
+
+int64_t HeadBytes(const CacheGroup& group, kernels::KvDType dtype) {
+  return kernels::KvHeadPageBytes(dtype, group.head_dim);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend* backend,
+                                                         std::vector<CacheGroup> groups,
+                                                         const KvCacheOptions& options) {
+  int64_t least = 0;
+  for (const CacheGroup& group : groups) {
+    LS_CHECK_EQ(group.page_bytes, int64_t{2} * static_cast<int64_t>(group.layers.size()) *
+                                      group.num_kv_heads * HeadBytes(group, options.dtype));
+    least += group.page_bytes;
+  }
+  if (options.budget_bytes < least) {
+    return absl::ResourceExhaustedError(
+        StrCat("the KV cache may take ", options.budget_bytes, " bytes, but one page (",
+               kernels::kPageTokens, " tokens) of each of the ", groups.size(),
+               " cache groups takes ", least, "; raise the memory for the KV cache."));
+  }
+  std::unique_ptr<KvCache> cache(new KvCache());
+  cache->options_ = options;
+  for (const CacheGroup& group : groups) {
+    const int64_t pages = std::min(options.budget_bytes / group.page_bytes, kMaxPages);
+    ASSIGN_OR_RETURN(kernels::Buffer memory, backend->Reserve(pages * group.page_bytes));
+    cache->memory_.push_back(std::move(memory));
+    cache->num_pages_.push_back(static_cast<int32_t>(pages));
+    const int32_t last_layer = *std::max_element(group.layers.begin(), group.layers.end());
+    std::vector<int32_t> slots(static_cast<size_t>(last_layer) + 1, -1);
+    for (size_t i = 0; i < group.layers.size(); ++i) {
+      slots[static_cast<size_t>(group.layers[i])] = static_cast<int32_t>(i);
+    }
+    cache->layer_slot_.push_back(std::move(slots));
+  }
+  cache->groups_ = std::move(groups);
+  return cache;
+}
+
+int64_t KvCache::PlaneBytes(size_t group) const { return PageStride(group) * num_pages_[group]; }
+
+int64_t KvCache::PageStride(size_t group) const {
+  return HeadBytes(groups_[group], options_.dtype) * groups_[group].num_kv_heads;
+}
+
+kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
+  const auto g = static_cast<size_t>(group);
+  const auto l = static_cast<size_t>(layer);
+  LS_CHECK(g < groups_.size() && l < layer_slot_[g].size() && layer_slot_[g][l] >= 0);
+  char* base = memory_[g].as<char>() + 2 * int64_t{layer_slot_[g][l]} * PlaneBytes(g);
+  return {.k = base,
+          .v = base + PlaneBytes(g),
+          .page_stride = PageStride(g),
+          .head_stride = HeadBytes(groups_[g], options_.dtype),
+          .num_pages = num_pages_[g],
+          .num_heads = groups_[g].num_kv_heads,
+          .head_dim = groups_[g].head_dim,
+          .dtype = options_.dtype};
+}
+
+void KvCache::Decommit(int32_t group, std::span<const int32_t> pages) {
+  const auto g = static_cast<size_t>(group);
+  const int64_t stride = PageStride(g);
+  const auto planes = static_cast<int64_t>(2 * groups_[g].layers.size());
+  for (size_t begin = 0; begin < pages.size();) {
+    // Neighbouring pages go in one call.
+    size_t end = begin + 1;
+    while (end < pages.size() && pages[end] == pages[end - 1] + 1) ++end;
+    LS_CHECK(pages[begin] >= 0 && pages[end - 1] < num_pages_[g]);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      memory_[g].Decommit(plane * PlaneBytes(g) + pages[begin] * stride,
+                          static_cast<int64_t>(end - begin) * stride);
+    }
+    begin = end;
+  }
+}
+
+absl::Status KvCache::CopyPage(int32_t group, int32_t from, int32_t to) {
+  const auto g = static_cast<size_t>(group);
+  LS_CHECK(g < groups_.size());
+  LS_CHECK(from >= 0 && from < num_pages_[g] && to >= 0 && to < num_pages_[g] && from != to);
+  if (memory_[g].device() != kernels::Device::kCpu) {
+    return absl::UnimplementedError("pages are copied in host memory only");
+  }
+  const int64_t stride = PageStride(g);
+  const auto planes = static_cast<int64_t>(2 * groups_[g].layers.size());
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    char* base = memory_[g].as<char>() + plane * PlaneBytes(g);
+    std::memcpy(base + to * stride, base + from * stride, static_cast<size_t>(stride));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::model

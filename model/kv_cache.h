@@ -1,0 +1,56 @@
+// Owns the physical pages of every cache group. Address space for each group's worst case is
+// reserved up front; memory is touched only within the engine's byte budget, so groups of different
+// page sizes share one budget without a fixed split (docs/decisions/0002).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "config/base/status.h"
+#include "kernels/backend.h"
+#include "model/cache_group.h"
+
+namespace longstride::model {
+
+struct KvCacheOptions {
+  kernels::KvDType dtype = kernels::KvDType::kF16;
+  int64_t budget_bytes = 0;  // what all groups' touched pages may take together
+};
+
+class KvCache {
+ public:
+  // Reserves budget_bytes / page_bytes pages for every group. RESOURCE_EXHAUSTED names need and
+  // have where not even one page of each group fits.
+  static absl::StatusOr<std::unique_ptr<KvCache>> Create(kernels::Backend* backend,
+                                                         std::vector<CacheGroup> groups,
+                                                         const KvCacheOptions& options);
+
+  const std::vector<CacheGroup>& groups() const { return groups_; }
+  int32_t num_pages(int32_t group) const { return num_pages_[group]; }
+  const KvCacheOptions& options() const { return options_; }
+
+  // The cache of one layer of the group, as kernels see it. `layer` is the model's layer index and
+  // must belong to the group.
+  kernels::PagedKv View(int32_t group, int32_t layer) const;
+
+  // Gives the memory of free pages back to the system. Contents are lost.
+  void Decommit(int32_t group, std::span<const int32_t> pages);
+  // Copies a page's contents within a group (copy-on-write).
+  absl::Status CopyPage(int32_t group, int32_t from, int32_t to);
+
+ private:
+  KvCache() = default;
+  // Bytes of one page of K (or V) of one layer, and of all its pages.
+  int64_t PageStride(size_t group) const;
+  int64_t PlaneBytes(size_t group) const;
+
+  std::vector<CacheGroup> groups_;
+  KvCacheOptions options_;
+  std::vector<int32_t> num_pages_;
+  std::vector<std::vector<int32_t>> layer_slot_;  // [group][layer] -> slot in the group, or -1
+  std::vector<kernels::Buffer> memory_;           // [group]: [layer][k|v][page][head][64][head_dim]
+};
+
+}  // namespace longstride::model

@@ -1,0 +1,64 @@
+// One step's work for the decoder: a ragged batch of runs of consecutive tokens, each of one
+// sequence, and the page tables of the sequences in every cache group. Host memory, plain data; the
+// model knows no requests.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/paged_kv.h"
+#include "kernels/tensor_view.h"
+
+namespace longstride::model {
+
+// Which numerics a token's keys and values were computed with; fixed by the token's role in its
+// request, never by the schedule (docs/architecture.md, "Results do not depend on company").
+enum class NumericsClass : uint8_t { kPrompt, kGenerated };
+
+struct InputRun {
+  int32_t sequence = 0;        // row of the page tables
+  int32_t first_position = 0;  // absolute position of the run's first token
+  int32_t num_tokens = 0;
+  int32_t num_logits = 0;     // logits wanted for the last num_logits tokens of the run
+  bool wants_hidden = false;  // final hidden states (after the output norm) of all the run's tokens
+  uint8_t rope_variant = 0;   // RopeSpec::variants, fixed per request
+  NumericsClass numerics = NumericsClass::kPrompt;
+};
+
+struct GroupPageTable {
+  std::vector<int32_t> pages;  // [num_sequences, stride]; kNoPage where the sequence holds none
+  int64_t stride = 0;
+};
+
+struct ModelInput {
+  int32_t num_sequences = 0;
+  std::vector<InputRun> runs;               // by sequence; at most one run per sequence
+  std::vector<int32_t> token_ids;           // the runs' tokens, one after the other
+  std::vector<GroupPageTable> page_tables;  // one per cache group
+};
+
+// Keys that attention could have read (dense) and did, by pattern; exported as metrics.
+struct PatternCounters {
+  int32_t pattern = 0;       // index into SparsityPlan's distinct patterns
+  int64_t keys_total = 0;    // keys a dense causal layer would see
+  int64_t keys_visible = 0;  // keys the selection allows
+  int64_t keys_read = 0;     // keys scored by the kernel
+};
+
+struct StepTimes {
+  int64_t selection_ns = 0;
+  int64_t attention_ns = 0;
+  int64_t linear_ns = 0;
+  int64_t other_ns = 0;
+};
+
+struct ModelOutput {
+  // [total num_logits, vocab] f32, in the order of the runs; owned by the model, valid until the
+  // next Forward.
+  kernels::TensorView logits;
+  kernels::TensorView hidden;  // [tokens of runs with wants_hidden, dim] f32
+  std::vector<PatternCounters> counters;
+  StepTimes times;
+};
+
+}  // namespace longstride::model

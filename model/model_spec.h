@@ -1,0 +1,142 @@
+// What the forward pass needs to know about a checkpoint: dimensions, per-layer rules, and views of
+// its weights. A family (model/families/*.cpp) fills it in from the checkpoint's metadata and
+// tensor names; one decoder runs every ModelSpec. No code of the forward pass asks for a model's
+// name.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/op_params.h"
+#include "kernels/tensor_view.h"
+
+namespace longstride::model {
+
+// One rotary table. inv_freq already holds every scaling (linear, Llama 3, YaRN, longrope),
+// computed in float64 and rounded once. Channels beyond 2*inv_freq.size() are not rotated.
+struct RopeTable {
+  std::vector<float> inv_freq;  // radians per position
+  bool interleaved = false;     // pairs (2f, 2f+1) instead of (f, f + n)
+  float scale = 1.0f;           // multiplies cos and sin (YaRN, longrope attention factor)
+};
+
+// A rotary embedding of some layers. `variants` has more than one entry where the table depends on
+// the request's total length (longrope: short, long): a request whose prompt + max tokens exceeds
+// variant_lengths[v] uses variant v + 1 for all of its keys. variant_lengths is ascending and one
+// shorter than variants.
+struct RopeSpec {
+  std::vector<RopeTable> variants;
+  std::vector<int32_t> variant_lengths;
+};
+
+enum class QkNorm : uint8_t {
+  kNone,
+  kPerHead,           // RMSNorm over head_dim, before RoPE (Gemma 3, Qwen3)
+  kFullWidth,         // RMSNorm over all heads' channels, before the head split (OLMo 2)
+  kL2AfterRope,       // weightless, after RoPE (Llama 4)
+  kLayerNormPerHead,  // Cohere with use_qk_norm: LayerNorm with weight [heads*head_dim]
+};
+
+enum class NormKind : uint8_t { kRms, kLayerNorm };
+
+// The checkpoint's own sparsity of one layer; what is actually served is the layer's policy
+// (config/sparsity_policy.h), which this is the default of.
+struct NativeSparsity {
+  int32_t window = 0;  // keys a query sees, itself included; 0: all
+  int32_t chunk = 0;   // Llama 4's chunked attention; 0: none
+};
+
+struct AttentionSpec {
+  int32_t num_heads = 0;
+  int32_t num_kv_heads = 0;
+  int32_t head_dim = 0;
+  float scale = 1.0f;
+  float softcap = 0.0f;  // 0: none
+  int32_t rope = 0;      // index into ModelSpec::ropes, or -1: no RoPE (NoPE layers)
+  QkNorm qk_norm = QkNorm::kNone;
+  float qk_norm_eps = 1e-6f;
+  bool position_scale = false;  // Llama 4's query temperature on NoPE layers
+  float position_attn_scale = 0.1f;
+  float position_floor_scale = 8192.0f;
+  NativeSparsity native;
+};
+
+struct MlpSpec {
+  int32_t ffn_dim = 0;
+  kernels::Activation activation = kernels::Activation::kSilu;
+  float activation_limit = 7.0f;
+  // Mixture of experts, if num_experts > 0. ffn_dim is then one expert's.
+  int32_t num_experts = 0;
+  int32_t top_k = 0;
+  kernels::ExpertScoring scoring = kernels::ExpertScoring::kSoftmaxOfTopK;
+  bool renormalize = true;
+  int32_t shared_ffn_dim = 0;  // a dense expert added to the routed ones (Llama 4); 0: none
+};
+
+// Views into the checkpoint; data == nullptr where a family has no such tensor. Norm weights and
+// biases are float32 (families convert into ModelSpec::owned where the file has another type).
+struct LayerWeights {
+  kernels::TensorView attn_norm;  // [dim] before attention
+  kernels::TensorView attn_norm_bias;
+  kernels::TensorView wq, wk, wv;  // [heads*head_dim, dim]; fused tensors are split by rows
+  kernels::TensorView bq, bk, bv;
+  kernels::TensorView q_norm, k_norm;
+  kernels::TensorView sinks;  // [heads] f32
+  kernels::TensorView wo;     // [dim, heads*head_dim]
+  kernels::TensorView bo;
+  kernels::TensorView
+      post_attn_norm;            // [dim] on the attention branch's output, before the residual
+  kernels::TensorView mlp_norm;  // [dim] before the MLP
+  kernels::TensorView mlp_norm_bias;
+  kernels::TensorView gate, up, down;  // [ffn, dim], [ffn, dim], [dim, ffn]; also the shared expert
+  kernels::TensorView gate_bias, up_bias, down_bias;
+  kernels::TensorView post_mlp_norm;  // [dim] on the MLP branch's output
+  kernels::TensorView router;         // [experts, dim]
+  kernels::TensorView router_bias;    // [experts]
+  // Per expert: gate rows [ffn, dim], up rows [ffn, dim] (de-interleaved by the family), down.
+  std::vector<kernels::TensorView> expert_gate, expert_up, expert_down;
+  kernels::TensorView expert_gate_up_bias;  // [experts, 2*ffn] gate part first
+  kernels::TensorView expert_down_bias;     // [experts, dim]
+};
+
+struct LayerSpec {
+  AttentionSpec attention;
+  MlpSpec mlp;
+  LayerWeights weights;
+};
+
+struct ModelSpec {
+  std::string family;        // "gemma3": as registered, for messages and metrics
+  std::string name;          // the checkpoint's own name, or its folder or file name
+  std::string weights_type;  // "Q4_K_M", "bf16": what the checkpoint calls itself
+  int32_t vocab_size = 0;
+  int32_t dim = 0;
+  int32_t max_positions = 0;  // context length of the checkpoint
+  NormKind norm = NormKind::kRms;
+  float norm_eps = 1e-6f;
+  float norm_weight_offset = 0.0f;  // 1 where weights are stored as (w - 1)
+  // Residual wiring. Default: x += attn(norm(x)); x += mlp(norm(x)). With parallel_block both read
+  // the same norm (Cohere). Post norms apply where their weight is there; a missing attn_norm or
+  // mlp_norm means the branch reads the residual stream itself (OLMo 2).
+  bool parallel_block = false;
+  float embedding_scale = 1.0f;
+  float residual_scale = 1.0f;  // on each branch before it is added
+  float logit_scale = 1.0f;
+  float logit_softcap = 0.0f;
+  std::vector<RopeSpec> ropes;
+  std::vector<LayerSpec> layers;
+  kernels::TensorView embedding;    // [vocab, dim]
+  kernels::TensorView output_norm;  // [dim]
+  kernels::TensorView output_norm_bias;
+  kernels::TensorView lm_head;  // [vocab, dim]; the embedding's view where tied
+  bool tied_embedding = false;
+  int64_t num_parameters = 0;
+  // Memory of tensors that had to be converted when the checkpoint was read.
+  std::vector<std::shared_ptr<std::vector<float>>> owned;
+  std::vector<std::shared_ptr<std::vector<uint8_t>>> owned_bytes;
+};
+
+}  // namespace longstride::model

@@ -1,0 +1,20 @@
+// Passes over all logits, vectorised; the same bits with and without AVX2.
+#pragma once
+
+#include <cstdint>
+
+namespace longstride::model::sampling {
+
+// Logits are handled in blocks of this many; the last may be shorter.
+inline constexpr int32_t kBlock = 128;
+
+// Maximum of each block, NaNs ignored; false where there is a NaN.
+bool BlockMaxima(const float* logits, int32_t n, float* maxima);
+
+// Sum over each block of exp((logit - max) * scale); an addend below about 1e-38 counts as 0.
+void BlockExpSums(const float* logits, int32_t n, float max, float scale, double* sums);
+
+// One addend of BlockExpSums, to the bit.
+float ExpWeight(float logit, float max, float scale);
+
+}  // namespace longstride::model::sampling

@@ -1,0 +1,12 @@
+// 128-bit digests (hex) of what is being served: SHA-256, truncated.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace longstride::model {
+
+std::string Digest128(std::string_view bytes);
+
+}  // namespace longstride::model

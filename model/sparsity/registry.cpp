@@ -1,0 +1,32 @@
+#include "config/nearest_name.h"
+#include "model/sparsity/patterns.h"
+
+namespace longstride::model {
+
+const std::vector<PatternFactory>& PatternRegistry() {
+  static const std::vector<PatternFactory> kPatterns = {
+      {"native", "what the checkpoint was trained with in this layer", MakeNative},
+      {"dense", "all keys up to the query", MakeDense},
+      {"window", "the last `window` keys, and the first `sink_tokens`", MakeWindow},
+      {"chunked", "the keys of the query's own chunk of `chunk` positions", MakeChunked},
+      {"strided", "every `stride`-th key back from the query, and the last `local`", MakeStrided},
+      {"fixed", "the query's own region of `local_ctx` keys, and summary columns of earlier ones",
+       MakeFixed},
+      {"block_sparse", "an own block mask: `rows` of key blocks per block of queries",
+       MakeBlockSparse},
+  };
+  return kPatterns;
+}
+
+absl::StatusOr<std::unique_ptr<SparsePattern>> MakePattern(const PatternPolicy& policy,
+                                                           const PatternContext& context) {
+  std::vector<std::string> names;
+  for (const PatternFactory& factory : PatternRegistry()) {
+    if (factory.name == policy.pattern) return factory.make(policy, context);
+    names.emplace_back(factory.name);
+  }
+  return policy.Error(StrCat("unknown pattern ", Quoted(policy.pattern), "; known patterns are ",
+                             JoinNames(names), ".", DidYouMean(policy.pattern, names)));
+}
+
+}  // namespace longstride::model

@@ -1,0 +1,104 @@
+// A SparsePattern is the policy of one layer (or of some of its heads) made executable: it turns
+// the lengths of a step into a KvSelection and says which positions no later query will read. One
+// file per pattern in this folder, and one line in the registry (registry.cpp).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/base/status.h"
+#include "config/sparsity_policy.h"
+#include "kernels/kv_selection.h"
+#include "model/cache_group.h"
+
+namespace longstride::model {
+
+// Heads that a pattern instance serves. Patterns that differ by head use absolute head numbers.
+struct HeadRange {
+  int32_t first = 0;
+  int32_t count = 0;
+};
+
+// A run of consecutive query rows of one sequence in this step.
+struct QueryRun {
+  int32_t sequence = 0;
+  int32_t row_begin = 0;
+  int32_t num_rows = 0;
+  int64_t first_position = 0;
+};
+
+// Host memory behind a KvSelection of a static pattern; one per pattern, reused from step to step
+// so that a steady state allocates nothing.
+class SelectionBuilder {
+ public:
+  // Empties everything but the capacity.
+  void Clear();
+
+  kernels::ListHeads list_heads = kernels::ListHeads::kShared;
+  int32_t num_list_heads = 1;
+  int32_t entry_tokens = 64;
+  int32_t query_tile = 128;
+  std::vector<kernels::QueryTile> tiles;
+  std::vector<int64_t> list_begin;  // [num_list_heads, tiles]
+  std::vector<int32_t> list_count;
+  std::vector<int32_t> entries;
+  std::vector<kernels::EdgeRule> edges;
+  std::vector<int64_t> scratch;  // a pattern's own; contents survive Clear
+
+  // Cuts runs into tiles aligned to absolute positions (query_tile must be set before), and at
+  // multiples of `boundary` too where that is not 0.
+  void MakeTiles(std::span<const QueryRun> runs, int64_t boundary = 0);
+  // Sizes list_begin and list_count for the tiles and list heads set.
+  void MakeLists();
+  // Appends a list of its own for (list_head, tile).
+  void SetList(int32_t list_head, int32_t tile, int64_t begin, int64_t count);
+  // Valid until the builder changes.
+  kernels::KvSelection View() const;
+};
+
+class SparsePattern {
+ public:
+  virtual ~SparsePattern() = default;
+
+  // "window(512)+sinks(4)": for inspect, logs and metric labels; equal text means equal function.
+  virtual std::string Describe() const = 0;
+  virtual Retention retention() const = 0;
+  // Fills `out` for the step. The result depends only on absolute positions, never on how the step
+  // was cut. Thread-compatible.
+  virtual void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const = 0;
+  // Keys that the query at `position` sees, summed over the pattern's heads and divided by their
+  // count: density, cost prediction and metrics.
+  virtual double VisibleKeys(int64_t position) const = 0;
+  // Whether `head` at query position i may read position j: the definition, used by tests, by the
+  // pictures of `inspect` and the playground. Must agree with Select.
+  virtual bool Visible(int32_t head, int64_t i, int64_t j) const = 0;
+};
+
+// What a pattern's factory may look at.
+struct PatternContext {
+  HeadRange heads;              // query heads served by this instance
+  int32_t num_query_heads = 0;  // of the whole layer
+  int32_t native_window = 0;
+  int32_t native_chunk = 0;
+  int32_t max_positions = 0;
+};
+
+struct PatternFactory {
+  std::string_view name;     // "window"
+  std::string_view summary;  // one line for docs and --help
+  absl::StatusOr<std::unique_ptr<SparsePattern>> (*make)(const PatternPolicy&,
+                                                         const PatternContext&);
+};
+
+const std::vector<PatternFactory>& PatternRegistry();
+
+// INVALID_ARGUMENT: unknown pattern (nearest name suggested) or bad parameters, with their place in
+// the plan file.
+absl::StatusOr<std::unique_ptr<SparsePattern>> MakePattern(const PatternPolicy& policy,
+                                                           const PatternContext& context);
+
+}  // namespace longstride::model

@@ -1,0 +1,339 @@
+#include "model/sparsity/sparsity_plan.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <tuple>
+#include <utility>
+
+#include "model/sparsity/hash.h"
+
+namespace longstride::model {
+namespace {
+
+constexpr int kDefaultRule = -1;
+
+NativeKind KindOf(const AttentionSpec& attention, int32_t max_context) {
+  const NativeSparsity& native = attention.native;
+  if (native.chunk > 0 && native.chunk < max_context) return NativeKind::kChunked;
+  if (native.window > 0 && native.window < max_context) return NativeKind::kWindowed;
+  return NativeKind::kFull;
+}
+
+// What a page must keep so that readers of both retentions find their keys.
+Retention Union(const Retention& a, const Retention& b) {
+  if (a == b) return a;
+  if (a.keeps_all() || b.keeps_all()) return {};
+  if (a.chunk == 0 && b.chunk == 0) {
+    return {.window = std::max(a.window, b.window),
+            .sink_tokens = std::max(a.sink_tokens, b.sink_tokens),
+            .chunk = 0};
+  }
+  if (a.window == 0 && b.window == 0) {
+    // A chunk's start is also one of every divisor's chunks, never later than theirs.
+    const int32_t large = std::max(a.chunk, b.chunk);
+    const int32_t small = std::min(a.chunk, b.chunk);
+    if (large % small == 0) {
+      return {.window = 0, .sink_tokens = std::max(a.sink_tokens, b.sink_tokens), .chunk = large};
+    }
+  }
+  return {};
+}
+
+// A run of query heads of one layer under one rule, whole KV heads or a part of one.
+struct RuleRange {
+  HeadRange heads;
+  int rule = kDefaultRule;
+};
+
+// Resolves one plan; keeps patterns made so far, so that equal layers share them.
+class Resolver {
+ public:
+  Resolver(const SparsityPolicy& policy, const ModelSpec& spec, SparsityPlan* plan)
+      : policy_(policy), spec_(spec), plan_(plan) {}
+
+  absl::Status Run(kernels::KvDType dtype) {
+    RETURN_IF_ERROR(CheckRules());
+    for (size_t l = 0; l < spec_.layers.size(); ++l) {
+      RETURN_IF_ERROR(ResolveLayer(static_cast<int32_t>(l)));
+    }
+    FinishGroups(dtype);
+    plan_->digest = Digest128(FunctionText());
+    return absl::OkStatus();
+  }
+
+ private:
+  const PatternPolicy& RulePolicy(int rule) const {
+    return rule == kDefaultRule ? policy_.default_policy
+                                : policy_.rules[static_cast<size_t>(rule)].policy;
+  }
+
+  // Rules that name what is not there, and rules that no layer or head is left for, are checked as
+  // well: a mistake in them must not wait for another checkpoint.
+  absl::Status CheckRules() {
+    const auto num_layers = static_cast<int32_t>(spec_.layers.size());
+    RETURN_IF_ERROR(MakeFor(0, kDefaultRule, AllHeads(0)).status());
+    for (size_t r = 0; r < policy_.rules.size(); ++r) {
+      const LayerRule& rule = policy_.rules[r];
+      if (rule.layers.Max() >= num_layers) {
+        return rule.policy.Error(StrCat("names layer ", rule.layers.Max(),
+                                        "; the model has layers 0 to ", num_layers - 1, "."));
+      }
+      for (int32_t l = 0; l < num_layers; ++l) {
+        if (!Matches(rule, l)) continue;
+        const int32_t num_heads = Attention(l).num_heads;
+        if (rule.heads.Max() >= num_heads) {
+          return rule.policy.Error(StrCat("names query head ", rule.heads.Max(), "; layer ", l,
+                                          " has heads 0 to ", num_heads - 1, "."));
+        }
+        RETURN_IF_ERROR(MakeFor(l, static_cast<int>(r), AllHeads(l)).status());
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const AttentionSpec& Attention(int32_t layer) const {
+    return spec_.layers[static_cast<size_t>(layer)].attention;
+  }
+  HeadRange AllHeads(int32_t layer) const { return {0, Attention(layer).num_heads}; }
+  bool Matches(const LayerRule& rule, int32_t layer) const {
+    const NativeKind kind = KindOf(Attention(layer), plan_->max_context);
+    return (rule.kind == NativeKind::kAny || rule.kind == kind) && rule.layers.Contains(layer);
+  }
+
+  // The pattern of a rule for some heads of a layer. Owned by the memo until the plan uses it.
+  absl::StatusOr<const SparsePattern*> MakeFor(int32_t layer, int rule, HeadRange heads) {
+    const AttentionSpec& attention = Attention(layer);
+    const MemoKey key = {rule,
+                         heads.first,
+                         heads.count,
+                         attention.num_heads,
+                         attention.native.window,
+                         attention.native.chunk};
+    auto it = memo_.find(key);
+    if (it == memo_.end()) {
+      const PatternContext context = {.heads = heads,
+                                      .num_query_heads = attention.num_heads,
+                                      .native_window = attention.native.window,
+                                      .native_chunk = attention.native.chunk,
+                                      .max_positions = plan_->max_context};
+      ASSIGN_OR_RETURN(std::unique_ptr<SparsePattern> made, MakePattern(RulePolicy(rule), context));
+      it = memo_.emplace(key, std::move(made)).first;
+    }
+    return it->second.get();
+  }
+
+  // Index of an equal pattern of the plan, which is added where there is none.
+  int32_t PatternIndex(int32_t layer, int rule, HeadRange heads) {
+    const AttentionSpec& attention = Attention(layer);
+    const auto it = memo_.find({rule, heads.first, heads.count, attention.num_heads,
+                                attention.native.window, attention.native.chunk});
+    const std::string text = it->second->Describe();
+    const auto [known, added] =
+        pattern_index_.try_emplace(text, static_cast<int32_t>(plan_->patterns.size()));
+    if (added) plan_->patterns.push_back(it->second);
+    return known->second;
+  }
+
+  // The layer's query heads cut where the rule changes and at KV heads, so that a piece is either
+  // whole KV heads or a part of one.
+  std::vector<RuleRange> CutByRules(int32_t layer) const {
+    const AttentionSpec& attention = Attention(layer);
+    const int32_t per_kv = attention.num_heads / attention.num_kv_heads;
+    std::vector<int> rule_of(static_cast<size_t>(attention.num_heads), kDefaultRule);
+    for (size_t r = 0; r < policy_.rules.size(); ++r) {
+      if (!Matches(policy_.rules[r], layer)) continue;
+      for (int32_t h = 0; h < attention.num_heads; ++h) {
+        if (policy_.rules[r].heads.Contains(h))
+          rule_of[static_cast<size_t>(h)] = static_cast<int>(r);
+      }
+    }
+    std::vector<RuleRange> ranges;
+    for (int32_t begin = 0; begin < attention.num_heads;) {
+      const int rule = rule_of[static_cast<size_t>(begin)];
+      int32_t end = begin;
+      while (end < attention.num_heads && rule_of[static_cast<size_t>(end)] == rule) ++end;
+      if (begin % per_kv != 0 || end - begin < per_kv) {
+        end = std::min(end, (begin / per_kv + 1) * per_kv);
+      } else {
+        end = end / per_kv * per_kv;
+      }
+      ranges.push_back({{begin, end - begin}, rule});
+      begin = end;
+    }
+    return ranges;
+  }
+
+  absl::Status ResolveLayer(int32_t layer) {
+    const AttentionSpec& attention = Attention(layer);
+    const int32_t per_kv = attention.num_heads / attention.num_kv_heads;
+    const std::vector<RuleRange> ranges = CutByRules(layer);
+
+    std::vector<Retention> keep(static_cast<size_t>(attention.num_kv_heads));
+    std::vector<bool> seen(keep.size(), false);
+    for (const RuleRange& range : ranges) {
+      ASSIGN_OR_RETURN(const SparsePattern* pattern, MakeFor(layer, range.rule, range.heads));
+      for (int32_t h = range.heads.first; h < range.heads.first + range.heads.count; h += 1) {
+        const auto kv = static_cast<size_t>(h / per_kv);
+        keep[kv] = seen[kv] ? Union(keep[kv], pattern->retention()) : pattern->retention();
+        seen[kv] = true;
+      }
+    }
+
+    LayerPlan layer_plan;
+    for (int32_t kv = 0; kv < attention.num_kv_heads;) {
+      int32_t kv_end = kv;
+      while (kv_end < attention.num_kv_heads &&
+             keep[static_cast<size_t>(kv_end)] == keep[static_cast<size_t>(kv)]) {
+        ++kv_end;
+      }
+      const int32_t group = GroupIndex(layer, keep[static_cast<size_t>(kv)], {kv, kv_end - kv});
+      for (const RuleRange& range : ranges) {
+        const int32_t begin = std::max(range.heads.first, kv * per_kv);
+        const int32_t end = std::min(range.heads.first + range.heads.count, kv_end * per_kv);
+        if (begin >= end) continue;
+        const HeadRange heads = {begin, end - begin};
+        RETURN_IF_ERROR(MakeFor(layer, range.rule, heads).status());
+        const HeadSegment segment = {
+            .query = heads,
+            .kv = {begin / per_kv, (end - 1) / per_kv - begin / per_kv + 1},
+            .pattern = PatternIndex(layer, range.rule, heads),
+            .group = group};
+        AddSegment(segment, per_kv, &layer_plan);
+      }
+      kv = kv_end;
+    }
+    plan_->layers.push_back(std::move(layer_plan));
+    return absl::OkStatus();
+  }
+
+  // Neighbours with the same function become one attention call.
+  static void AddSegment(const HeadSegment& segment, int32_t per_kv, LayerPlan* plan) {
+    const auto whole = [per_kv](const HeadSegment& s) {
+      return s.query.first % per_kv == 0 && s.query.count % per_kv == 0;
+    };
+    if (!plan->segments.empty()) {
+      HeadSegment& last = plan->segments.back();
+      const bool same = last.pattern == segment.pattern && last.group == segment.group;
+      const bool one_kv_head =
+          last.kv.count == 1 && segment.kv.count == 1 && last.kv.first == segment.kv.first;
+      if (same && (one_kv_head || (whole(last) && whole(segment)))) {
+        last.query.count += segment.query.count;
+        last.kv.count = segment.kv.first + segment.kv.count - last.kv.first;
+        return;
+      }
+    }
+    plan->segments.push_back(segment);
+  }
+
+  int32_t GroupIndex(int32_t layer, const Retention& keep, HeadRange kv) {
+    const int32_t head_dim = Attention(layer).head_dim;
+    for (size_t g = 0; g < plan_->groups.size(); ++g) {
+      CacheGroup& group = plan_->groups[g];
+      if (group.retention == keep && group.first_kv_head == kv.first &&
+          group.num_kv_heads == kv.count && group.head_dim == head_dim) {
+        group.layers.push_back(layer);
+        return static_cast<int32_t>(g);
+      }
+    }
+    plan_->groups.push_back({.name = "",
+                             .retention = keep,
+                             .layers = {layer},
+                             .first_kv_head = kv.first,
+                             .num_kv_heads = kv.count,
+                             .head_dim = head_dim,
+                             .page_bytes = 0});
+    return static_cast<int32_t>(plan_->groups.size()) - 1;
+  }
+
+  static std::string RetentionName(const Retention& keep) {
+    if (keep.keeps_all()) return "full";
+    std::string name;
+    if (keep.window > 0) StrAppend(&name, "window", keep.window);
+    if (keep.chunk > 0) StrAppend(&name, name.empty() ? "" : "_", "chunk", keep.chunk);
+    if (keep.sink_tokens > 0) StrAppend(&name, "_sinks", keep.sink_tokens);
+    return name;
+  }
+
+  // Names (with heads and head size only where needed to tell groups apart) and page sizes.
+  void FinishGroups(kernels::KvDType dtype) {
+    std::map<std::string, int> uses;
+    for (CacheGroup& group : plan_->groups) {
+      group.page_bytes = int64_t{2} * static_cast<int64_t>(group.layers.size()) *
+                         group.num_kv_heads * kernels::KvHeadPageBytes(dtype, group.head_dim);
+      group.name = RetentionName(group.retention);
+      ++uses[group.name];
+    }
+    for (CacheGroup& group : plan_->groups) {
+      if (uses[group.name] < 2) continue;
+      StrAppend(&group.name, "_heads", group.first_kv_head, "-",
+                group.first_kv_head + group.num_kv_heads - 1, "_dim", group.head_dim);
+    }
+  }
+
+  // Text that is equal exactly where the same keys are read.
+  std::string FunctionText() const {
+    std::string text = "longstride sparsity plan 1\n";
+    for (size_t l = 0; l < plan_->layers.size(); ++l) {
+      for (const HeadSegment& segment : plan_->layers[l].segments) {
+        StrAppend(&text, l, " ", segment.query.first, "+", segment.query.count, " ",
+                  plan_->patterns[static_cast<size_t>(segment.pattern)]->Describe(), "\n");
+      }
+    }
+    return text;
+  }
+
+  using MemoKey = std::tuple<int, int32_t, int32_t, int32_t, int32_t, int32_t>;
+  const SparsityPolicy& policy_;
+  const ModelSpec& spec_;
+  SparsityPlan* plan_;
+  std::map<MemoKey, std::shared_ptr<const SparsePattern>> memo_;
+  std::map<std::string, int32_t> pattern_index_;
+};
+
+}  // namespace
+
+absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
+                                                   const ModelSpec& spec, kernels::KvDType dtype,
+                                                   int32_t max_context) {
+  if (spec.layers.empty()) return absl::InvalidArgumentError("the checkpoint has no layers.");
+  for (const LayerSpec& layer : spec.layers) {
+    const AttentionSpec& a = layer.attention;
+    if (a.num_kv_heads <= 0 || a.head_dim <= 0 || a.num_heads <= 0 ||
+        a.num_heads % a.num_kv_heads != 0) {
+      return absl::InvalidArgumentError(
+          StrCat("a layer has ", a.num_heads, " query heads and ", a.num_kv_heads,
+                 " key/value heads of size ", a.head_dim,
+                 "; the first number must be a positive multiple of the second."));
+    }
+  }
+  SparsityPlan plan;
+  plan.name = policy.name;
+  plan.max_context = max_context > 0 ? max_context : spec.max_positions;
+  RETURN_IF_ERROR(Resolver(policy, spec, &plan).Run(dtype));
+  return plan;
+}
+
+double SparsityPlan::Density(int64_t position) const {
+  double sum = 0;
+  for (const LayerPlan& layer : layers) {
+    double visible = 0;
+    int32_t heads = 0;
+    for (const HeadSegment& segment : layer.segments) {
+      visible += patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position) *
+                 segment.query.count;
+      heads += segment.query.count;
+    }
+    sum += visible / heads;
+  }
+  return sum / static_cast<double>(layers.size()) / static_cast<double>(position + 1);
+}
+
+int64_t SparsityPlan::CacheBytes(int64_t tokens, int64_t step_tokens) const {
+  return std::accumulate(groups.begin(), groups.end(), int64_t{0},
+                         [&](int64_t sum, const CacheGroup& group) {
+                           return sum + PagesNeeded(group, tokens, step_tokens) * group.page_bytes;
+                         });
+}
+
+}  // namespace longstride::model

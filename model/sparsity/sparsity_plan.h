@@ -1,0 +1,52 @@
+// All layers' patterns of a served model, resolved against a checkpoint, with the cache groups that
+// follow from them and a digest that identifies the function being served.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "config/base/status.h"
+#include "config/sparsity_policy.h"
+#include "model/cache_group.h"
+#include "model/model_spec.h"
+#include "model/sparsity/sparse_pattern.h"
+
+namespace longstride::model {
+
+// Query heads [query.first, +count) of a layer, which read KV heads [kv.first, +count): whole KV
+// heads, or a part of the queries of one KV head. One attention call each.
+struct HeadSegment {
+  HeadRange query;
+  HeadRange kv;
+  int32_t pattern = 0;  // index into SparsityPlan::patterns
+  int32_t group = 0;    // index into SparsityPlan::groups; the segment's KV heads are in it
+};
+
+struct LayerPlan {
+  std::vector<HeadSegment> segments;  // cover all query heads, ascending
+};
+
+struct SparsityPlan {
+  std::string name;
+  std::string digest;  // hex, 128-bit, over every layer's patterns
+  std::vector<std::shared_ptr<const SparsePattern>> patterns;  // distinct
+  std::vector<LayerPlan> layers;
+  std::vector<CacheGroup> groups;  // page_bytes filled for `dtype`
+
+  int32_t max_context = 0;  // positions that may be served
+
+  // INVALID_ARGUMENT: a rule names layers or heads that do not exist, or a pattern's parameters are
+  // bad; with the place in the plan file. `max_context` 0: the checkpoint's.
+  static absl::StatusOr<SparsityPlan> Resolve(const SparsityPolicy& policy, const ModelSpec& spec,
+                                              kernels::KvDType dtype, int32_t max_context = 0);
+
+  // Mean over layers and heads of visible keys / causal keys for the query at `position`.
+  double Density(int64_t position) const;
+  // Bytes that one sequence of `tokens` cached positions holds while a step of `step_tokens` more
+  // is computed.
+  int64_t CacheBytes(int64_t tokens, int64_t step_tokens) const;
+};
+
+}  // namespace longstride::model

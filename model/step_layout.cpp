@@ -1,0 +1,166 @@
+#include "model/step_layout.h"
+
+#include <algorithm>
+
+namespace longstride::model {
+namespace {
+
+using kernels::kPageTokens;
+
+template <typename... T>
+absl::Status Bad(const T&... parts) {
+  return absl::InvalidArgumentError(StrCat("model input: ", parts...));
+}
+
+int64_t PagesOf(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+absl::Status CheckRuns(const ModelInput& input, const StepLimits& limits) {
+  size_t max_variants = 1;
+  for (const RopeSpec& rope : limits.spec->ropes) {
+    max_variants = std::max(max_variants, rope.variants.size());
+  }
+  int64_t tokens = 0;
+  int64_t logits = 0;
+  int32_t previous = -1;
+  for (const InputRun& run : input.runs) {
+    if (run.sequence <= previous || run.sequence >= input.num_sequences) {
+      return Bad("a run of sequence ", run.sequence, " after ", previous, " of ",
+                 input.num_sequences, "; runs are ordered by sequence, one for each at most");
+    }
+    previous = run.sequence;
+    const int64_t end = int64_t{run.first_position} + run.num_tokens;
+    if (run.num_tokens < 1 || run.first_position < 0 || end > limits.plan->max_context) {
+      return Bad("positions ", run.first_position, " to ", end, " of sequence ", run.sequence,
+                 "; allowed are 1 or more tokens below ", limits.plan->max_context);
+    }
+    if (run.num_logits < 0 || run.num_logits > run.num_tokens) {
+      return Bad(run.num_logits, " logits of a run of ", run.num_tokens, " tokens");
+    }
+    if (run.rope_variant >= max_variants) {
+      return Bad("rotary variant ", int{run.rope_variant}, "; the model has ", max_variants);
+    }
+    tokens += run.num_tokens;
+    logits += run.num_logits;
+  }
+  if (tokens != static_cast<int64_t>(input.token_ids.size())) {
+    return Bad(input.token_ids.size(), " token ids for runs of ", tokens);
+  }
+  if (tokens > limits.max_step_tokens) {
+    return Bad(tokens, " tokens; a step takes at most ", limits.max_step_tokens);
+  }
+  if (logits > limits.max_logits_rows) {
+    return Bad(logits, " rows of logits; a step gives at most ", limits.max_logits_rows);
+  }
+  for (const int32_t id : input.token_ids) {
+    if (id < 0 || id >= limits.spec->vocab_size) {
+      return Bad("token id ", id, "; allowed are 0 to ", limits.spec->vocab_size - 1);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Every page that a query of the run may read, or that its tokens are written to, is there.
+absl::Status CheckPages(const InputRun& run, const CacheGroup& group, const GroupPageTable& table,
+                        int32_t num_pages) {
+  const int64_t end = int64_t{run.first_position} + run.num_tokens;
+  const int32_t* pages = table.pages.data() + run.sequence * table.stride;
+  const int64_t dead_begin = group.retention.first_dead_page();
+  const int64_t dead_end = group.retention.end_dead_page(run.first_position);
+  for (int64_t p = 0; p < PagesOf(end); ++p) {
+    if (p == dead_begin && dead_end > p) p = dead_end;
+    if (pages[p] < 0 || pages[p] >= num_pages) {
+      return Bad("logical page ", p, " of sequence ", run.sequence, " in group ", group.name,
+                 " is ", pages[p], "; allowed are 0 to ", num_pages - 1);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTables(const ModelInput& input, const StepLimits& limits) {
+  const std::vector<CacheGroup>& groups = limits.cache->groups();
+  if (input.page_tables.size() != groups.size()) {
+    return Bad(input.page_tables.size(), " page tables; there are ", groups.size(),
+               " cache groups");
+  }
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const GroupPageTable& table = input.page_tables[g];
+    const auto size = static_cast<int64_t>(table.pages.size());
+    if (table.stride < 0 ||
+        (input.num_sequences > 0 && table.stride > size / input.num_sequences)) {
+      return Bad("a page table of ", size, " entries for ", input.num_sequences, " rows of ",
+                 table.stride);
+    }
+    for (const InputRun& run : input.runs) {
+      const int64_t end = int64_t{run.first_position} + run.num_tokens;
+      if (PagesOf(end) > table.stride) {
+        return Bad("a page table row of ", table.stride, " entries for ", end, " tokens");
+      }
+      RETURN_IF_ERROR(
+          CheckPages(run, groups[g], table, limits.cache->num_pages(static_cast<int32_t>(g))));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) {
+  if (input.num_sequences < 0) return Bad(input.num_sequences, " sequences");
+  RETURN_IF_ERROR(CheckRuns(input, limits));
+  RETURN_IF_ERROR(CheckTables(input, limits));
+
+  num_rows = static_cast<int32_t>(input.token_ids.size());
+  positions.clear();
+  slots.clear();
+  runs.clear();
+  rope_spans.clear();
+  wanted.clear();
+  wanted_runs.clear();
+  logits_rows.clear();
+  hidden_rows.clear();
+  keys_all_rows = keys_wanted_rows = 0;
+  kv_lens.assign(static_cast<size_t>(input.num_sequences), 0);
+  generated.assign(static_cast<size_t>(input.num_sequences), 0);
+  page_ids.resize(input.page_tables.size());
+  for (std::vector<int32_t>& ids : page_ids) ids.clear();
+
+  for (const InputRun& run : input.runs) {
+    const auto row_begin = static_cast<int32_t>(positions.size());
+    const int32_t wanted_tokens = run.wants_hidden ? run.num_tokens : run.num_logits;
+    const int32_t first_wanted = run.num_tokens - wanted_tokens;
+    kv_lens[static_cast<size_t>(run.sequence)] = run.first_position + run.num_tokens;
+    generated[static_cast<size_t>(run.sequence)] = run.numerics == NumericsClass::kGenerated;
+    runs.push_back({run.sequence, row_begin, run.num_tokens, run.first_position});
+    if (wanted_tokens > 0) {
+      wanted_runs.push_back({run.sequence, static_cast<int32_t>(wanted.size()), wanted_tokens,
+                             int64_t{run.first_position} + first_wanted});
+    }
+    if (!rope_spans.empty() && rope_spans.back().variant == run.rope_variant) {
+      rope_spans.back().num_rows += run.num_tokens;
+    } else {
+      rope_spans.push_back({row_begin, run.num_tokens, run.rope_variant});
+    }
+    for (int32_t t = 0; t < run.num_tokens; ++t) {
+      const int32_t position = run.first_position + t;
+      positions.push_back(position);
+      slots.push_back(position % kPageTokens);
+      keys_all_rows += position + 1;
+      if (t < first_wanted) continue;
+      const auto index = static_cast<int32_t>(wanted.size());
+      if (t >= run.num_tokens - run.num_logits) logits_rows.push_back(index);
+      if (run.wants_hidden) hidden_rows.push_back(index);
+      wanted.push_back(row_begin + t);
+      keys_wanted_rows += position + 1;
+    }
+    for (size_t g = 0; g < page_ids.size(); ++g) {
+      const GroupPageTable& table = input.page_tables[g];
+      const int32_t* pages = table.pages.data() + run.sequence * table.stride;
+      for (int32_t t = 0; t < run.num_tokens; ++t) {
+        page_ids[g].push_back(pages[(run.first_position + t) / kPageTokens]);
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::model

@@ -1,0 +1,193 @@
+// An InspectReport for people and for programs.
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "config/option_value.h"
+#include "server/cli/inspect_report.h"
+
+namespace longstride::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+std::string Percent(double share) {
+  return share >= 0.0995 ? absl::StrFormat("%.0f%%", share * 100)
+                         : absl::StrFormat("%.2g%%", share * 100);
+}
+
+std::string Parameters(int64_t count) {
+  if (count >= 1000000000) return absl::StrFormat("%.1f B", static_cast<double>(count) * 1e-9);
+  return absl::StrFormat("%.0f M", static_cast<double>(count) * 1e-6);
+}
+
+// "0-4, 6-10": layers that are alike share a line.
+std::string Ranges(const std::vector<size_t>& indices) {
+  std::string out;
+  for (size_t i = 0; i < indices.size();) {
+    size_t end = i;
+    while (end + 1 < indices.size() && indices[end + 1] == indices[end] + 1) ++end;
+    StrAppend(&out, out.empty() ? "" : ", ", indices[i]);
+    if (end > i) StrAppend(&out, "-", indices[end]);
+    i = end + 1;
+  }
+  return out;
+}
+
+std::string LayerLine(const InspectReport::Layer& layer) {
+  std::string out =
+      absl::StrFormat("%d heads, %d KV heads of %d%s, MLP %d", layer.num_heads, layer.num_kv_heads,
+                      layer.head_dim, layer.rope ? "" : ", no RoPE", layer.ffn_dim);
+  if (layer.num_experts > 0) StrAppend(&out, " x ", layer.num_experts, " experts");
+  return out;
+}
+
+std::string SegmentLine(const InspectReport::Layer& layer) {
+  std::string out;
+  for (const InspectReport::Segment& segment : layer.segments) {
+    if (!out.empty()) out += "; ";
+    if (layer.segments.size() > 1) {
+      StrAppend(&out, "heads ", segment.first_head, "-", segment.first_head + segment.num_heads - 1,
+                " ");
+    }
+    StrAppend(&out, segment.pattern, " in ", segment.group);
+  }
+  return out;
+}
+
+void AppendLayers(const InspectReport& report, std::string* out) {
+  *out += "\nLayers\n";
+  std::vector<std::pair<std::string, std::vector<size_t>>> kinds;
+  for (size_t i = 0; i < report.layers.size(); ++i) {
+    const std::string line =
+        StrCat(LayerLine(report.layers[i]), "; ", SegmentLine(report.layers[i]));
+    auto kind = kinds.begin();
+    while (kind != kinds.end() && kind->first != line) ++kind;
+    if (kind == kinds.end()) kind = kinds.insert(kinds.end(), {line, {}});
+    kind->second.push_back(i);
+  }
+  for (const auto& [line, layers] : kinds) StrAppend(out, "  ", Ranges(layers), ": ", line, "\n");
+}
+
+void AppendDensities(const InspectReport& report, std::string* out) {
+  *out += "\nKeys that the last query sees, of all before it\n";
+  absl::StrAppendFormat(out, "  %10s %8s", "length", "model");
+  for (const std::string& pattern : report.patterns) absl::StrAppendFormat(out, "  %s", pattern);
+  *out += "\n";
+  for (const InspectReport::Density& density : report.densities) {
+    absl::StrAppendFormat(out, "  %10d %8s", density.length, Percent(density.plan));
+    for (size_t i = 0; i < density.patterns.size(); ++i) {
+      absl::StrAppendFormat(out, "  %*s", static_cast<int>(report.patterns[i].size()),
+                            Percent(density.patterns[i]));
+    }
+    *out += "\n";
+  }
+}
+
+void AppendMemory(const InspectReport& report, std::string* out) {
+  *out += "\nCache groups\n";
+  for (const InspectReport::Group& group : report.groups) {
+    absl::StrAppendFormat(
+        out, "  %s: keeps %s; %d layers, %d KV heads of %d; a page of 64 tokens is %s; %d pages\n",
+        group.name, group.retention, group.num_layers, group.num_kv_heads, group.head_dim,
+        FormatBytesShort(group.page_bytes), group.pages_per_sequence);
+  }
+  absl::StrAppendFormat(out, "\nMemory at %d tokens, %d at a time\n", report.question.context,
+                        report.question.concurrency);
+  StrAppend(out, "  weights      ", FormatBytesShort(report.weight_bytes), "\n");
+  StrAppend(out, "  KV cache     ", FormatBytesShort(report.kv_bytes), " (",
+            FormatBytesShort(report.kv_bytes_per_sequence), " a sequence, ", report.kv_dtype,
+            ")\n");
+  StrAppend(out, "  KV budget    ", FormatBytesShort(report.kv_budget_bytes), ", enough for ",
+            report.max_concurrency, " such sequences\n");
+  StrAppend(out, "  available    ", FormatBytesShort(report.available_bytes), "\n");
+  StrAppend(out, "  ", report.fits ? "It fits." : "It does not fit.", "\n");
+}
+
+ordered_json LayersJson(const InspectReport& report) {
+  ordered_json layers = ordered_json::array();
+  for (const InspectReport::Layer& layer : report.layers) {
+    ordered_json segments = ordered_json::array();
+    for (const InspectReport::Segment& segment : layer.segments) {
+      segments.push_back({{"first_head", segment.first_head},
+                          {"num_heads", segment.num_heads},
+                          {"pattern", segment.pattern},
+                          {"group", segment.group}});
+    }
+    layers.push_back({{"num_heads", layer.num_heads},
+                      {"num_kv_heads", layer.num_kv_heads},
+                      {"head_dim", layer.head_dim},
+                      {"ffn_dim", layer.ffn_dim},
+                      {"num_experts", layer.num_experts},
+                      {"rope", layer.rope},
+                      {"segments", segments}});
+  }
+  return layers;
+}
+
+ordered_json GroupsJson(const InspectReport& report) {
+  ordered_json groups = ordered_json::array();
+  for (const InspectReport::Group& group : report.groups) {
+    groups.push_back({{"name", group.name},
+                      {"retention", group.retention},
+                      {"num_layers", group.num_layers},
+                      {"num_kv_heads", group.num_kv_heads},
+                      {"head_dim", group.head_dim},
+                      {"page_bytes", group.page_bytes},
+                      {"pages_per_sequence", group.pages_per_sequence}});
+  }
+  return groups;
+}
+
+}  // namespace
+
+std::string InspectText(const InspectReport& report) {
+  std::string out = StrCat(report.name, ": ", report.family, ", ", report.weights_type, ", ",
+                           Parameters(report.num_parameters), " parameters\n");
+  StrAppend(&out, "  context ", report.max_context, ", vocabulary ", report.vocab_size, ", width ",
+            report.dim, ", ", report.layers.size(), " layers\n");
+  StrAppend(&out, "  weights digest ", report.model_digest, "\n");
+  StrAppend(&out, "  plan ", report.plan, ", digest ", report.plan_digest, "\n");
+  AppendLayers(report, &out);
+  AppendDensities(report, &out);
+  AppendMemory(report, &out);
+  return out;
+}
+
+std::string InspectJson(const InspectReport& report) {
+  ordered_json densities = ordered_json::array();
+  for (const InspectReport::Density& density : report.densities) {
+    ordered_json patterns;
+    for (size_t i = 0; i < report.patterns.size(); ++i) {
+      patterns[report.patterns[i]] = density.patterns[i];
+    }
+    densities.push_back(
+        {{"length", density.length}, {"model", density.plan}, {"patterns", patterns}});
+  }
+  const ordered_json memory = {{"context", report.question.context},
+                               {"concurrency", report.question.concurrency},
+                               {"weight_bytes", report.weight_bytes},
+                               {"kv_bytes_per_sequence", report.kv_bytes_per_sequence},
+                               {"kv_bytes", report.kv_bytes},
+                               {"kv_budget_bytes", report.kv_budget_bytes},
+                               {"available_bytes", report.available_bytes},
+                               {"max_concurrency", report.max_concurrency},
+                               {"fits", report.fits}};
+  const ordered_json out = {{"name", report.name},
+                            {"family", report.family},
+                            {"weights_type", report.weights_type},
+                            {"num_parameters", report.num_parameters},
+                            {"vocab_size", report.vocab_size},
+                            {"dim", report.dim},
+                            {"max_context", report.max_context},
+                            {"model_digest", report.model_digest},
+                            {"plan", report.plan},
+                            {"plan_digest", report.plan_digest},
+                            {"kv_dtype", report.kv_dtype},
+                            {"layers", LayersJson(report)},
+                            {"density", densities},
+                            {"groups", GroupsJson(report)},
+                            {"memory", memory}};
+  return out.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace longstride::cli

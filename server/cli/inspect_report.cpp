@@ -1,0 +1,139 @@
+#include "server/cli/inspect_report.h"
+
+#include <algorithm>
+
+#include "model/available_memory.h"
+#include "model/families/family.h"
+#include "model/sparsity/sparsity_plan.h"
+#include "model/weights/weights_file.h"
+#include "server/cli/command.h"
+#include "server/cli/to_options.h"
+
+namespace longstride::cli {
+namespace {
+
+constexpr int64_t kDensityLengths[] = {1024, 4096, 16384, 32768, 131072, 524288, 1048576};
+
+std::string DescribeRetention(const model::Retention& retention) {
+  std::string out;
+  if (retention.window > 0) out = StrCat("window ", retention.window);
+  if (retention.sink_tokens > 0) StrAppend(&out, " + ", retention.sink_tokens, " first");
+  if (retention.chunk > 0) StrAppend(&out, out.empty() ? "" : ", ", "chunk ", retention.chunk);
+  return out.empty() ? "all" : out;
+}
+
+InspectReport::Layer DescribeLayer(const model::LayerSpec& spec, const model::LayerPlan& layer,
+                                   const model::SparsityPlan& plan) {
+  InspectReport::Layer out;
+  out.num_heads = spec.attention.num_heads;
+  out.num_kv_heads = spec.attention.num_kv_heads;
+  out.head_dim = spec.attention.head_dim;
+  out.ffn_dim = spec.mlp.ffn_dim;
+  out.num_experts = spec.mlp.num_experts;
+  out.rope = spec.attention.rope >= 0;
+  for (const model::HeadSegment& segment : layer.segments) {
+    out.segments.push_back({.first_head = segment.query.first,
+                            .num_heads = segment.query.count,
+                            .pattern = plan.patterns[segment.pattern]->Describe(),
+                            .group = plan.groups[segment.group].name});
+  }
+  return out;
+}
+
+std::vector<InspectReport::Density> Densities(const model::SparsityPlan& plan,
+                                              int32_t max_context) {
+  std::vector<int64_t> lengths;
+  for (const int64_t length : kDensityLengths) {
+    if (length < max_context) lengths.push_back(length);
+  }
+  lengths.push_back(max_context);
+  std::vector<InspectReport::Density> densities;
+  for (const int64_t length : lengths) {
+    const int64_t last = length - 1;
+    InspectReport::Density density{.length = length, .plan = plan.Density(last), .patterns = {}};
+    for (const auto& pattern : plan.patterns) {
+      density.patterns.push_back(pattern->VisibleKeys(last) / static_cast<double>(length));
+    }
+    densities.push_back(std::move(density));
+  }
+  return densities;
+}
+
+void DescribeGroups(const model::SparsityPlan& plan, int64_t step_tokens, InspectReport* report) {
+  const int64_t cached = std::max<int64_t>(0, report->question.context - step_tokens);
+  const int64_t step = report->question.context - cached;
+  for (const model::CacheGroup& group : plan.groups) {
+    report->groups.push_back({.name = group.name,
+                              .retention = DescribeRetention(group.retention),
+                              .num_layers = static_cast<int32_t>(group.layers.size()),
+                              .num_kv_heads = group.num_kv_heads,
+                              .head_dim = group.head_dim,
+                              .page_bytes = group.page_bytes,
+                              .pages_per_sequence = model::PagesNeeded(group, cached, step)});
+  }
+  report->kv_bytes_per_sequence = plan.CacheBytes(cached, step);
+}
+
+// The checkpoint's bytes that stay in memory: quantised weights are repacked to the same size, and
+// the file's own pages are given back.
+absl::Status JudgeMemory(const ServerConfig& config, InspectReport* report) {
+  report->kv_bytes = report->kv_bytes_per_sequence * report->question.concurrency;
+  ASSIGN_OR_RETURN(report->available_bytes, model::AvailableMemory());
+  const int64_t left = std::max<int64_t>(0, report->available_bytes - report->weight_bytes);
+  report->kv_budget_bytes =
+      config.kv.memory > 0
+          ? config.kv.memory
+          : static_cast<int64_t>(static_cast<double>(left) * config.kv.memory_fraction);
+  if (report->kv_bytes_per_sequence > 0) {
+    report->max_concurrency = report->kv_budget_bytes / report->kv_bytes_per_sequence;
+  }
+  report->fits = report->weight_bytes + report->kv_budget_bytes <= report->available_bytes &&
+                 report->kv_bytes <= report->kv_budget_bytes;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
+                                           const InspectQuestion& question) {
+  ASSIGN_OR_RETURN(const model::ModelOptions options, ToModelOptions(config));
+  const auto file = model::WeightsFile::Open(options.path);
+  if (!file.ok()) return WithExit(file.status(), kExitModel);
+  const auto spec = model::LoadModelSpec(**file);
+  if (!spec.ok()) return WithExit(spec.status(), kExitModel);
+  ASSIGN_OR_RETURN(
+      const model::SparsityPlan plan,
+      model::SparsityPlan::Resolve(options.policy, *spec, options.kv_dtype, options.max_context));
+  InspectReport report;
+  report.name = !options.served_name.empty() ? options.served_name
+                : !spec->name.empty()        ? spec->name
+                                             : (*file)->name();
+  report.family = spec->family;
+  report.weights_type = spec->weights_type;
+  report.model_digest = (*file)->digest();
+  report.plan = plan.name;
+  report.plan_digest = plan.digest;
+  report.kv_dtype = kernels::KvDTypeName(options.kv_dtype);
+  report.num_parameters = spec->num_parameters;
+  report.vocab_size = spec->vocab_size;
+  report.dim = spec->dim;
+  report.max_context = plan.max_context;
+  for (size_t i = 0; i < spec->layers.size(); ++i) {
+    report.layers.push_back(DescribeLayer(spec->layers[i], plan.layers[i], plan));
+  }
+  for (const auto& pattern : plan.patterns) report.patterns.push_back(pattern->Describe());
+  report.densities = Densities(plan, plan.max_context);
+  report.question = question;
+  if (report.question.context == 0) report.question.context = plan.max_context;
+  if (report.question.context > plan.max_context) {
+    return absl::InvalidArgumentError(StrCat("--context: got ", report.question.context,
+                                             "; this model serves at most ", plan.max_context,
+                                             " tokens."));
+  }
+  report.weight_bytes = (*file)->file_bytes();
+  DescribeGroups(plan, config.scheduler.max_step_tokens, &report);
+  RETURN_IF_ERROR(JudgeMemory(config, &report));
+  return report;
+}
+
+}  // namespace longstride::cli

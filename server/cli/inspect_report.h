@@ -1,0 +1,82 @@
+// What `longstride inspect` finds out about a checkpoint without loading its weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/base/status.h"
+#include "config/server_config.h"
+
+namespace longstride::cli {
+
+struct InspectQuestion {
+  int64_t context = 0;      // tokens of one sequence; 0: the longest that is served
+  int64_t concurrency = 1;  // such sequences at the same time
+};
+
+struct InspectReport {
+  struct Segment {
+    int32_t first_head = 0;
+    int32_t num_heads = 0;
+    std::string pattern;
+    std::string group;
+  };
+  struct Layer {
+    int32_t num_heads = 0;
+    int32_t num_kv_heads = 0;
+    int32_t head_dim = 0;
+    int32_t ffn_dim = 0;
+    int32_t num_experts = 0;  // 0: not a mixture
+    bool rope = true;
+    std::vector<Segment> segments;
+  };
+  struct Density {
+    int64_t length = 0;
+    double plan = 0;               // mean over layers and heads
+    std::vector<double> patterns;  // in the order of `patterns`
+  };
+  struct Group {
+    std::string name;
+    std::string retention;  // "all", "window 512", …
+    int32_t num_layers = 0;
+    int32_t num_kv_heads = 0;
+    int32_t head_dim = 0;
+    int64_t page_bytes = 0;
+    int64_t pages_per_sequence = 0;  // at the asked context
+  };
+
+  std::string name;
+  std::string family;
+  std::string weights_type;
+  std::string model_digest;
+  std::string plan;
+  std::string plan_digest;
+  std::string kv_dtype;
+  int64_t num_parameters = 0;
+  int32_t vocab_size = 0;
+  int32_t dim = 0;
+  int32_t max_context = 0;
+  std::vector<Layer> layers;
+  std::vector<std::string> patterns;
+  std::vector<Density> densities;
+  std::vector<Group> groups;
+
+  InspectQuestion question;  // with the context filled in
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes_per_sequence = 0;
+  int64_t kv_bytes = 0;         // of all sequences
+  int64_t kv_budget_bytes = 0;  // what the server would give the cache
+  int64_t available_bytes = 0;  // that this process may still use
+  int64_t max_concurrency = 0;  // such sequences that fit the budget
+  bool fits = false;
+};
+
+// Exit statuses as for loading a model.
+absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
+                                           const InspectQuestion& question);
+
+std::string InspectText(const InspectReport& report);
+std::string InspectJson(const InspectReport& report);
+
+}  // namespace longstride::cli

@@ -1,0 +1,44 @@
+// Carries out a step on one or more devices. The engine sees a model only through this, so that
+// scheduling runs under a simulator in tests.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "config/base/status.h"
+#include "model/cache_group.h"
+#include "model/model_input.h"
+
+namespace longstride::engine {
+
+struct ExecutorInfo {
+  std::vector<model::CacheGroup> groups;
+  std::vector<int32_t> num_pages;   // per group: physical page ids 0 .. n-1; n >= budget / page_bytes
+  int64_t kv_budget_bytes = 0;      // what the groups' pages in use may take together
+  int32_t vocab_size = 0;
+  int32_t max_context = 0;
+  int32_t max_step_tokens = 0;
+  std::string plan_digest;
+  std::string model_digest;
+  std::string kv_dtype;
+  // Longest prompt + max tokens for each rope variant but the last (RopeSpec::variant_lengths).
+  std::vector<int32_t> variant_lengths;
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual const ExecutorInfo& info() const = 0;
+  // Keys that one query at `position` attends to, mean over layers (cost prediction and usage).
+  virtual double AttendedKeys(int64_t position) const = 0;
+  // Runs the model. Logits and hidden states stay valid until the next call.
+  virtual absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) = 0;
+  // Gives memory of free pages back, so that another group can grow within the budget.
+  virtual void Decommit(int32_t group, std::span<const int32_t> pages) = 0;
+  // Whether Forward may succeed again after it failed. False is final: the engine stops serving.
+  virtual bool healthy() const { return true; }
+};
+
+}  // namespace longstride::engine

@@ -1,0 +1,55 @@
+#include "server/engine/model_executor.h"
+
+#include <map>
+
+namespace longstride::engine {
+
+ModelExecutor::ModelExecutor(model::Model* model) : model_(model) {
+  const model::KvCache& cache = model->cache();
+  info_.groups = cache.groups();
+  for (size_t g = 0; g < info_.groups.size(); ++g) {
+    info_.num_pages.push_back(cache.num_pages(static_cast<int32_t>(g)));
+  }
+  info_.kv_budget_bytes = cache.options().budget_bytes;
+  info_.vocab_size = model->spec().vocab_size;
+  info_.max_context = model->max_context();
+  info_.max_step_tokens = model->options().max_step_tokens;
+  info_.plan_digest = model->plan().digest;
+  info_.model_digest = model->model_digest();
+  info_.kv_dtype = kernels::KvDTypeName(cache.options().dtype);
+  // Models have one set of length variants, or none.
+  for (const model::RopeSpec& rope : model->spec().ropes) {
+    if (rope.variant_lengths.size() > info_.variant_lengths.size()) {
+      info_.variant_lengths = rope.variant_lengths;
+    }
+  }
+  const model::SparsityPlan& plan = model->plan();
+  std::map<int32_t, double> weights;
+  for (const model::LayerPlan& layer : plan.layers) {
+    double heads = 0;
+    for (const model::HeadSegment& segment : layer.segments) heads += segment.query.count;
+    for (const model::HeadSegment& segment : layer.segments) {
+      weights[segment.pattern] +=
+          segment.query.count / heads / static_cast<double>(plan.layers.size());
+    }
+  }
+  for (const auto& [index, weight] : weights) {
+    patterns_.push_back({plan.patterns[static_cast<size_t>(index)].get(), weight});
+  }
+}
+
+double ModelExecutor::AttendedKeys(int64_t position) const {
+  double keys = 0;
+  for (const WeightedPattern& p : patterns_) keys += p.weight * p.pattern->VisibleKeys(position);
+  return keys;
+}
+
+absl::Status ModelExecutor::Forward(const model::ModelInput& input, model::ModelOutput* output) {
+  return model_->Forward(input, output);
+}
+
+void ModelExecutor::Decommit(int32_t group, std::span<const int32_t> pages) {
+  model_->cache().Decommit(group, pages);
+}
+
+}  // namespace longstride::engine

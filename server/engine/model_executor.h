@@ -1,0 +1,33 @@
+#pragma once
+
+#include <vector>
+
+#include "model/model.h"
+#include "server/engine/executor.h"
+
+namespace longstride::engine {
+
+// Runs steps on one loaded model.
+class ModelExecutor : public Executor {
+ public:
+  // The model must outlive it.
+  explicit ModelExecutor(model::Model* model);
+
+  const ExecutorInfo& info() const override { return info_; }
+  double AttendedKeys(int64_t position) const override;
+  absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override;
+  void Decommit(int32_t group, std::span<const int32_t> pages) override;
+  bool healthy() const override { return model_->backend().healthy(); }
+
+ private:
+  struct WeightedPattern {
+    const model::SparsePattern* pattern;
+    double weight;  // share of all layers' query heads
+  };
+
+  model::Model* model_;
+  ExecutorInfo info_;
+  std::vector<WeightedPattern> patterns_;
+};
+
+}  // namespace longstride::engine

@@ -1,0 +1,132 @@
+#include "model/kv_cache.h"
+
+#include <cstring>
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace longstride::model {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::vector<CacheGroup> Groups(kernels::KvDType dtype) {
+  std::vector<CacheGroup> groups = {
+      {.name = "full", .retention = {}, .layers = {1, 3}, .num_kv_heads = 2, .head_dim = 64},
+      {.name = "window",
+       .retention = {.window = 512},
+       .layers = {0, 2, 4},
+       .num_kv_heads = 1,
+       .head_dim = 128},
+  };
+  for (CacheGroup& g : groups) {
+    g.page_bytes = 2 * static_cast<int64_t>(g.layers.size()) * g.num_kv_heads *
+                   kernels::KvHeadPageBytes(dtype, g.head_dim);
+  }
+  return groups;
+}
+
+struct Fixture {
+  std::unique_ptr<kernels::Backend> backend =
+      *kernels::MakeBackend(kernels::BackendKind::kReference, {});
+  std::unique_ptr<KvCache> cache;
+  explicit Fixture(kernels::KvDType dtype, int64_t budget = 4 << 20) {
+    cache =
+        *KvCache::Create(backend.get(), Groups(dtype), {.dtype = dtype, .budget_bytes = budget});
+  }
+  char* Page(int32_t group, int32_t layer, bool v, int32_t page) {
+    const kernels::PagedKv view = cache->View(group, layer);
+    return static_cast<char*>(v ? view.v : view.k) + page * view.page_stride;
+  }
+};
+
+class KvCacheTest : public ::testing::TestWithParam<kernels::KvDType> {};
+
+// Every (group, layer, k or v, page) has bytes of its own inside the reservation.
+TEST_P(KvCacheTest, PagesDoNotOverlap) {
+  Fixture f(GetParam());
+  for (int32_t g = 0; g < 2; ++g) {
+    const CacheGroup& group = f.cache->groups()[static_cast<size_t>(g)];
+    EXPECT_EQ(f.cache->num_pages(g), (4 << 20) / group.page_bytes);
+    unsigned char tag = 1;
+    const auto bytes = static_cast<size_t>(f.cache->View(g, group.layers[0]).page_stride);
+    EXPECT_EQ(static_cast<int64_t>(bytes) * 2 * static_cast<int64_t>(group.layers.size()),
+              group.page_bytes);
+    for (const bool check : {false, true}) {
+      tag = 1;
+      for (const int32_t layer : group.layers) {
+        for (const bool v : {false, true}) {
+          for (int32_t p = 0; p < f.cache->num_pages(g); ++p, ++tag) {
+            char* page = f.Page(g, layer, v, p);
+            if (!check) {
+              std::memset(page, tag, bytes);
+            } else {
+              for (size_t b = 0; b < bytes; b += bytes / 7) {
+                ASSERT_EQ(static_cast<unsigned char>(page[b]), tag);
+              }
+              ASSERT_EQ(static_cast<unsigned char>(page[bytes - 1]), tag);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KvCacheTest, CopiesAPageOfEveryLayer) {
+  Fixture f(GetParam());
+  const auto bytes = static_cast<size_t>(f.cache->View(1, 0).page_stride);
+  for (const int32_t layer : {0, 2, 4}) {
+    std::memset(f.Page(1, layer, false, 3), 10 + layer, bytes);
+    std::memset(f.Page(1, layer, true, 3), 20 + layer, bytes);
+  }
+  ASSERT_TRUE(f.cache->CopyPage(1, 3, 1).ok());
+  for (const int32_t layer : {0, 2, 4}) {
+    EXPECT_EQ(f.Page(1, layer, false, 1)[bytes - 1], 10 + layer);
+    EXPECT_EQ(f.Page(1, layer, true, 1)[0], 20 + layer);
+    EXPECT_EQ(f.Page(1, layer, true, 2)[0], 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, KvCacheTest,
+                         ::testing::Values(kernels::KvDType::kF32, kernels::KvDType::kF16,
+                                           kernels::KvDType::kBF16, kernels::KvDType::kQ8),
+                         [](const auto& info) { return kernels::KvDTypeName(info.param); });
+
+TEST(KvCache, DecommittedPagesReadAsZerosAndOthersStay) {
+  Fixture f(kernels::KvDType::kF16);  // 16 KiB a page: whole system pages
+  const auto bytes = static_cast<size_t>(f.cache->View(0, 1).page_stride);
+  for (int32_t p = 0; p < 6; ++p) std::memset(f.Page(0, 3, true, p), 7, bytes);
+  const std::vector<int32_t> pages = {1, 2, 4};
+  f.cache->Decommit(0, pages);
+  for (int32_t p = 0; p < 6; ++p) {
+    const int expected = p == 1 || p == 2 || p == 4 ? 0 : 7;
+    EXPECT_EQ(f.Page(0, 3, true, p)[0], expected) << p;
+    EXPECT_EQ(f.Page(0, 3, true, p)[bytes - 1], expected) << p;
+  }
+}
+
+TEST(KvCache, RefusesABudgetBelowOnePageOfEachGroup) {
+  const auto backend = *kernels::MakeBackend(kernels::BackendKind::kReference, {});
+  const auto cache =
+      KvCache::Create(backend.get(), Groups(kernels::KvDType::kF16), {.budget_bytes = 1000});
+  EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(cache.status().message()), HasSubstr("1000 bytes"));
+  EXPECT_THAT(std::string(cache.status().message()), HasSubstr("163840"));
+}
+
+TEST(PagesNeeded, CountsWhatAWindowHolds) {
+  CacheGroup group;
+  EXPECT_EQ(PagesNeeded(group, 0, 1), 1);
+  EXPECT_EQ(PagesNeeded(group, 30000, 512), (30512 + 63) / 64);
+  group.retention = {.window = 512};
+  EXPECT_EQ(PagesNeeded(group, 0, 512), 8);
+  EXPECT_LE(PagesNeeded(group, 30000, 1), 9);
+  EXPECT_LE(PagesNeeded(group, 30000, 512), 17);
+  group.retention = {.window = 512, .sink_tokens = 4};
+  EXPECT_LE(PagesNeeded(group, 30000, 1), 10);
+}
+
+}  // namespace
+}  // namespace longstride::model

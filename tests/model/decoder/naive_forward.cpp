@@ -1,0 +1,293 @@
+#include "tests/model/decoder/naive_forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace longstride::model {
+namespace {
+
+using kernels::Activation;
+using kernels::ExpertScoring;
+using kernels::TensorView;
+using Row = std::vector<double>;
+
+Row MatVec(const TensorView& w, const Row& x, const TensorView& bias) {
+  Row y(static_cast<size_t>(w.shape[0]));
+  for (int64_t n = 0; n < w.shape[0]; ++n) {
+    double sum = bias.data == nullptr ? 0.0 : bias.ptr<float>()[n];
+    for (int64_t k = 0; k < w.shape[1]; ++k) {
+      sum += double{w.row<float>(n)[k]} * x[static_cast<size_t>(k)];
+    }
+    y[static_cast<size_t>(n)] = sum;
+  }
+  return y;
+}
+
+void RmsNorm(double* x, int64_t n, const float* weight, double offset, double eps) {
+  double squares = 0;
+  for (int64_t c = 0; c < n; ++c) squares += x[c] * x[c];
+  const double scale = 1.0 / std::sqrt(squares / static_cast<double>(n) + eps);
+  for (int64_t c = 0; c < n; ++c) x[c] *= scale * (weight == nullptr ? 1.0 : weight[c] + offset);
+}
+
+void LayerNorm(double* x, int64_t n, const float* weight, const float* bias, double eps) {
+  double mean = 0;
+  for (int64_t c = 0; c < n; ++c) mean += x[c] / static_cast<double>(n);
+  double var = 0;
+  for (int64_t c = 0; c < n; ++c) var += (x[c] - mean) * (x[c] - mean) / static_cast<double>(n);
+  for (int64_t c = 0; c < n; ++c) {
+    x[c] = (x[c] - mean) / std::sqrt(var + eps) * weight[c] + (bias == nullptr ? 0.0 : bias[c]);
+  }
+}
+
+Row Normed(const ModelSpec& spec, Row x, const TensorView& weight, const TensorView& bias) {
+  if (weight.data == nullptr) return x;
+  const auto n = static_cast<int64_t>(x.size());
+  if (spec.norm == NormKind::kLayerNorm) {
+    LayerNorm(x.data(), n, weight.ptr<float>(), bias.ptr<float>(), spec.norm_eps);
+  } else {
+    RmsNorm(x.data(), n, weight.ptr<float>(), spec.norm_weight_offset, spec.norm_eps);
+  }
+  return x;
+}
+
+void QkNormBefore(const ModelSpec& spec, const AttentionSpec& a, int32_t heads,
+                  const TensorView& weight, Row* x) {
+  const float* w = weight.ptr<float>();
+  for (int32_t h = 0; h < heads; ++h) {
+    double* head = x->data() + h * a.head_dim;
+    if (a.qk_norm == QkNorm::kPerHead) {
+      RmsNorm(head, a.head_dim, w, spec.norm_weight_offset, a.qk_norm_eps);
+    } else if (a.qk_norm == QkNorm::kLayerNormPerHead) {
+      LayerNorm(head, a.head_dim, w + h * a.head_dim, nullptr, a.qk_norm_eps);
+    }
+  }
+  if (a.qk_norm == QkNorm::kFullWidth) {
+    RmsNorm(x->data(), static_cast<int64_t>(x->size()), w, spec.norm_weight_offset, a.qk_norm_eps);
+  }
+}
+
+void Rotate(const RopeTable& table, int64_t position, double* head) {
+  const size_t n = table.inv_freq.size();
+  for (size_t f = 0; f < n; ++f) {
+    const size_t first = table.interleaved ? 2 * f : f;
+    const size_t second = table.interleaved ? 2 * f + 1 : f + n;
+    const double angle = static_cast<double>(position) * table.inv_freq[f];
+    const double a = head[first];
+    const double b = head[second];
+    head[first] = table.scale * (a * std::cos(angle) - b * std::sin(angle));
+    head[second] = table.scale * (a * std::sin(angle) + b * std::cos(angle));
+  }
+}
+
+void PlaceHeads(const ModelSpec& spec, const AttentionSpec& a, int32_t heads, int64_t position,
+                int32_t rope_variant, bool is_query, Row* x) {
+  for (int32_t h = 0; h < heads; ++h) {
+    double* head = x->data() + h * a.head_dim;
+    if (a.rope >= 0) {
+      const auto& variants = spec.ropes[static_cast<size_t>(a.rope)].variants;
+      Rotate(variants[static_cast<size_t>(rope_variant)], position, head);
+    }
+    if (a.qk_norm == QkNorm::kL2AfterRope) RmsNorm(head, a.head_dim, nullptr, 0, a.qk_norm_eps);
+    if (is_query && a.position_scale) {
+      const double scale =
+          1.0 +
+          double{a.position_attn_scale} *
+              std::log1p(std::floor(static_cast<double>(position + 1) / a.position_floor_scale));
+      for (int32_t c = 0; c < a.head_dim; ++c) head[c] *= scale;
+    }
+  }
+}
+
+// Softmax attention of one query head over all positions up to its own.
+void AttendHead(const AttentionSpec& a, const double* q, const Rows& keys, const Rows& values,
+                int32_t kv_head, const double* sink, const std::vector<bool>& seen, double* out) {
+  std::vector<double> scores(seen.size(), -std::numeric_limits<double>::infinity());
+  double max = sink == nullptr ? -std::numeric_limits<double>::infinity() : *sink;
+  for (size_t j = 0; j < seen.size(); ++j) {
+    if (!seen[j]) continue;
+    double s = 0;
+    for (int32_t c = 0; c < a.head_dim; ++c) {
+      s += q[c] * keys[j][static_cast<size_t>(kv_head * a.head_dim + c)];
+    }
+    s *= a.scale;
+    if (a.softcap > 0) s = a.softcap * std::tanh(s / a.softcap);
+    scores[j] = s;
+    max = std::max(max, s);
+  }
+  double total = sink == nullptr ? 0.0 : std::exp(*sink - max);
+  for (const double s : scores) total += std::exp(s - max);
+  for (int32_t c = 0; c < a.head_dim; ++c) {
+    double sum = 0;
+    for (size_t j = 0; j < seen.size(); ++j) {
+      sum += std::exp(scores[j] - max) / total *
+             values[j][static_cast<size_t>(kv_head * a.head_dim + c)];
+    }
+    out[c] = sum;
+  }
+}
+
+double Activate(const MlpSpec& mlp, double gate, double up) {
+  const double pi = std::acos(-1.0);
+  switch (mlp.activation) {
+    case Activation::kSilu:
+      return gate / (1 + std::exp(-gate)) * up;
+    case Activation::kGeluTanh:
+      return 0.5 * gate *
+             (1 + std::tanh(std::sqrt(2 / pi) * (gate + 0.044715 * gate * gate * gate))) * up;
+    case Activation::kGelu:
+      return 0.5 * gate * (1 + std::erf(gate / std::sqrt(2.0))) * up;
+    case Activation::kSwigluOai: {
+      const double limit = mlp.activation_limit;
+      const double g = std::min(gate, limit);
+      const double u = std::clamp(up, -limit, limit);
+      return (u + 1) * g / (1 + std::exp(-1.702 * g));
+    }
+  }
+  return 0;
+}
+
+Row DenseMlp(const MlpSpec& mlp, const LayerWeights& w, const Row& h) {
+  const Row gate = MatVec(w.gate, h, w.gate_bias);
+  const Row up = MatVec(w.up, h, w.up_bias);
+  Row act(gate.size());
+  for (size_t i = 0; i < act.size(); ++i) act[i] = Activate(mlp, gate[i], up[i]);
+  return MatVec(w.down, act, w.down_bias);
+}
+
+Row Expert(const MlpSpec& mlp, const LayerWeights& w, size_t e, const Row& h) {
+  const auto ffn = static_cast<size_t>(mlp.ffn_dim);
+  Row gate = MatVec(w.expert_gate[e], h, {});
+  Row up = MatVec(w.expert_up[e], h, {});
+  for (size_t i = 0; i < ffn; ++i) {
+    if (w.expert_gate_up_bias.data == nullptr) break;
+    const float* bias = w.expert_gate_up_bias.row<float>(static_cast<int64_t>(e));
+    gate[i] += bias[i];
+    up[i] += bias[ffn + i];
+  }
+  Row act(ffn);
+  for (size_t i = 0; i < ffn; ++i) act[i] = Activate(mlp, gate[i], up[i]);
+  TensorView bias;
+  if (w.expert_down_bias.data != nullptr) {
+    bias = TensorView::Vector(w.expert_down_bias.row<float>(static_cast<int64_t>(e)),
+                              kernels::DType::kF32, w.expert_down_bias.shape[1]);
+  }
+  return MatVec(w.expert_down[e], act, bias);
+}
+
+Row MixtureMlp(const MlpSpec& mlp, const LayerWeights& w, const Row& h) {
+  const Row logits = MatVec(w.router, h, w.router_bias);
+  std::vector<size_t> order(logits.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+  order.resize(static_cast<size_t>(mlp.top_k));
+  double all = 0;
+  for (const double l : logits) all += std::exp(l);
+  double chosen = 0;
+  for (const size_t e : order) chosen += std::exp(logits[e]);
+  Row out(h.size(), 0.0);
+  if (mlp.shared_ffn_dim > 0) out = DenseMlp(mlp, w, h);
+  for (const size_t e : order) {
+    double weight = 1;
+    Row input = h;
+    if (mlp.scoring == ExpertScoring::kSigmoidInput) {
+      for (double& v : input) v /= 1 + std::exp(-logits[e]);
+    } else if (mlp.scoring == ExpertScoring::kSoftmaxOfTopK || mlp.renormalize) {
+      weight = std::exp(logits[e]) / chosen;
+    } else {
+      weight = std::exp(logits[e]) / all;
+    }
+    const Row y = Expert(mlp, w, e, input);
+    for (size_t c = 0; c < out.size(); ++c) out[c] += weight * y[c];
+  }
+  return out;
+}
+
+Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visible& visible,
+                     int32_t rope_variant) {
+  const AttentionSpec& a = spec.layers[static_cast<size_t>(l)].attention;
+  const LayerWeights& w = spec.layers[static_cast<size_t>(l)].weights;
+  Rows queries, keys, values;
+  for (size_t t = 0; t < h.size(); ++t) {
+    Row q = MatVec(w.wq, h[t], w.bq);
+    Row k = MatVec(w.wk, h[t], w.bk);
+    QkNormBefore(spec, a, a.num_heads, w.q_norm, &q);
+    QkNormBefore(spec, a, a.num_kv_heads, w.k_norm, &k);
+    PlaceHeads(spec, a, a.num_heads, static_cast<int64_t>(t), rope_variant, true, &q);
+    PlaceHeads(spec, a, a.num_kv_heads, static_cast<int64_t>(t), rope_variant, false, &k);
+    queries.push_back(std::move(q));
+    keys.push_back(std::move(k));
+    values.push_back(MatVec(w.wv, h[t], w.bv));
+  }
+  Rows out;
+  for (size_t t = 0; t < h.size(); ++t) {
+    Row attended(queries[t].size());
+    for (int32_t head = 0; head < a.num_heads; ++head) {
+      std::vector<bool> seen(t + 1);
+      for (size_t j = 0; j <= t; ++j) {
+        seen[j] = visible(l, head, static_cast<int64_t>(t), static_cast<int64_t>(j));
+      }
+      const double sink = w.sinks.data == nullptr ? 0.0 : w.sinks.ptr<float>()[head];
+      AttendHead(a, queries[t].data() + head * a.head_dim, keys, values,
+                 head / (a.num_heads / a.num_kv_heads), w.sinks.data == nullptr ? nullptr : &sink,
+                 seen, attended.data() + head * a.head_dim);
+    }
+    out.push_back(MatVec(w.wo, attended, w.bo));
+  }
+  return out;
+}
+
+void Add(const ModelSpec& spec, const TensorView& post_norm, const Row& branch, Row* x) {
+  const Row y = Normed(spec, branch, post_norm, {});
+  for (size_t c = 0; c < x->size(); ++c) (*x)[c] += spec.residual_scale * y[c];
+}
+
+}  // namespace
+
+bool NativeVisible(const ModelSpec& spec, int32_t layer, int64_t i, int64_t j) {
+  const NativeSparsity& native = spec.layers[static_cast<size_t>(layer)].attention.native;
+  return j <= i && (native.window == 0 || j > i - native.window) &&
+         (native.chunk == 0 || j / native.chunk == i / native.chunk);
+}
+
+NaiveOutput NaiveForward(const ModelSpec& spec, const std::vector<int32_t>& tokens,
+                         const Visible& visible, int32_t rope_variant) {
+  Rows x;
+  for (const int32_t id : tokens) {
+    const float* row = spec.embedding.row<float>(id);
+    Row r(row, row + spec.dim);
+    for (double& v : r) v *= spec.embedding_scale;
+    x.push_back(std::move(r));
+  }
+  for (size_t l = 0; l < spec.layers.size(); ++l) {
+    const LayerSpec& layer = spec.layers[l];
+    const LayerWeights& w = layer.weights;
+    Rows h;
+    for (const Row& r : x) h.push_back(Normed(spec, r, w.attn_norm, w.attn_norm_bias));
+    const Rows attended = AttentionBranch(spec, static_cast<int32_t>(l), h, visible, rope_variant);
+    for (size_t t = 0; t < x.size(); ++t) {
+      Add(spec, w.post_attn_norm, attended[t], &x[t]);
+      const Row input =
+          spec.parallel_block ? h[t] : Normed(spec, x[t], w.mlp_norm, w.mlp_norm_bias);
+      const Row mlp = layer.mlp.num_experts > 0 ? MixtureMlp(layer.mlp, w, input)
+                                                : DenseMlp(layer.mlp, w, input);
+      Add(spec, w.post_mlp_norm, mlp, &x[t]);
+    }
+  }
+  NaiveOutput out;
+  for (const Row& r : x) {
+    out.hidden.push_back(Normed(spec, r, spec.output_norm, spec.output_norm_bias));
+    Row logits = MatVec(spec.lm_head, out.hidden.back(), {});
+    for (double& v : logits) {
+      v *= spec.logit_scale;
+      if (spec.logit_softcap > 0) v = spec.logit_softcap * std::tanh(v / spec.logit_softcap);
+    }
+    out.logits.push_back(std::move(logits));
+  }
+  return out;
+}
+
+}  // namespace longstride::model

@@ -1,0 +1,29 @@
+// A forward pass written from ModelSpec's comments: one sequence, double precision, full score
+// matrices, no cache, no kernels. The oracle of the decoder's tests.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "model/model_spec.h"
+
+namespace longstride::model {
+
+using Rows = std::vector<std::vector<double>>;
+
+struct NaiveOutput {
+  Rows hidden;  // after the output norm
+  Rows logits;
+};
+
+// visible(layer, head, i, j): whether the query at i reads the key at j.
+using Visible = std::function<bool(int32_t, int32_t, int64_t, int64_t)>;
+
+NaiveOutput NaiveForward(const ModelSpec& spec, const std::vector<int32_t>& tokens,
+                         const Visible& visible, int32_t rope_variant = 0);
+
+// What the checkpoint itself says.
+bool NativeVisible(const ModelSpec& spec, int32_t layer, int64_t i, int64_t j);
+
+}  // namespace longstride::model

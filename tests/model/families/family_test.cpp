@@ -1,0 +1,324 @@
+#include "model/families/family.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/model/families/edited_checkpoint.h"
+#include "tests/testing/safetensors_writer.h"
+
+namespace longstride::model {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::vector<int32_t> Windows(const ModelSpec& spec) {
+  std::vector<int32_t> windows;
+  for (const LayerSpec& layer : spec.layers) windows.push_back(layer.attention.native.window);
+  return windows;
+}
+
+std::vector<int32_t> Ropes(const ModelSpec& spec) {
+  std::vector<int32_t> ropes;
+  for (const LayerSpec& layer : spec.layers) ropes.push_back(layer.attention.rope);
+  return ropes;
+}
+
+ModelSpec Load(const std::string& name, const EditedCheckpoint::Edit& edit = {}) {
+  EditedCheckpoint checkpoint(name, edit);
+  auto spec = checkpoint.Load();
+  EXPECT_TRUE(spec.ok()) << spec.status();
+  return spec.ok() ? *std::move(spec) : ModelSpec();
+}
+
+std::string Error(const std::string& name, const EditedCheckpoint::Edit& edit) {
+  return EditedCheckpoint(name, edit).Error();
+}
+
+TEST(Family, NamesAnUnknownArchitectureAndTheSupportedOnes) {
+  const std::string error = Error("llama", [](json* c) { (*c)["model_type"] = "mamba"; });
+  EXPECT_THAT(error, HasSubstr("\"mamba\" is not supported"));
+  for (const Family& family : Families()) {
+    for (const std::string_view type : family.hf_model_types) {
+      EXPECT_THAT(error, HasSubstr(std::string(type)));
+    }
+  }
+  EXPECT_THAT(Error("llama", [](json* c) { c->erase("model_type"); }),
+              HasSubstr("\"model_type\" is missing"));
+}
+
+TEST(Family, NamesAreUnique) {
+  std::vector<std::string_view> names;
+  for (const Family& family : Families()) {
+    names.insert(names.end(), family.hf_model_types.begin(), family.hf_model_types.end());
+  }
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end());
+}
+
+TEST(Family, NamesTheTensorWhoseShapeDoesNotFit) {
+  const std::string error = Error("llama", [](json* c) { (*c)["intermediate_size"] = 40; });
+  EXPECT_THAT(error, HasSubstr("model.layers.0.mlp.gate_proj.weight"));
+  EXPECT_THAT(error, HasSubstr("[32, 32]"));
+  EXPECT_THAT(error, HasSubstr("[40, 32]"));
+}
+
+TEST(Family, NamesAMissingTensor) {
+  EXPECT_THAT(Error("llama", [](json* c) { (*c)["num_hidden_layers"] = 4; }),
+              HasSubstr("no tensor \"model.layers.3."));
+  EXPECT_THAT(Error("llama", [](json* c) { (*c)["attention_bias"] = true; }),
+              HasSubstr("no tensor \"model.layers.0.self_attn.q_proj.bias\""));
+}
+
+// A tensor that nobody asks for means a function that is not computed.
+TEST(Family, RefusesTensorsThatItDoesNotUse) {
+  const std::string error = Error("llama", [](json* c) { (*c)["num_hidden_layers"] = 2; });
+  EXPECT_THAT(error, HasSubstr("9 tensors"));
+  EXPECT_THAT(error, HasSubstr("model.layers.2."));
+  EXPECT_THAT(Error("llama_rope_llama3", [](json* c) { (*c)["attention_bias"] = false; }),
+              HasSubstr("does not use"));
+}
+
+TEST(Family, RefusesHostileDimensions) {
+  for (const auto& [key, value] :
+       std::vector<std::pair<const char*, json>>{{"hidden_size", 0},
+                                                 {"hidden_size", -32},
+                                                 {"hidden_size", 1e18},
+                                                 {"hidden_size", "32"},
+                                                 {"num_hidden_layers", 1000000},
+                                                 {"num_attention_heads", 0},
+                                                 {"num_key_value_heads", 3},
+                                                 {"head_dim", 15},
+                                                 {"vocab_size", 1e12},
+                                                 {"rms_norm_eps", -1},
+                                                 {"max_position_embeddings", 0}}) {
+    const std::string error = Error("llama", [&, k = key, v = value](json* c) { (*c)[k] = v; });
+    EXPECT_NE(error, "no error") << key << " " << value;
+  }
+}
+
+TEST(Family, RefusesVariantsThatItDoesNotCompute) {
+  EXPECT_THAT(Error("llama",
+                    [](json* c) {
+                      (*c)["quantization_config"] = {{"quant_method", "gptq"}};
+                    }),
+              HasSubstr("gptq"));
+  EXPECT_THAT(Error("llama", [](json* c) { (*c)["hidden_act"] = "relu6"; }), HasSubstr("relu6"));
+  EXPECT_THAT(Error("llama", [](json* c) { (*c)["sliding_window"] = 4096; }),
+              HasSubstr("sliding_window"));
+  EXPECT_THAT(
+      Error("qwen2",
+            [](json* c) {
+              (*c)["layer_types"] = {"full_attention", "linear_attention", "full_attention"};
+            }),
+      HasSubstr("linear_attention"));
+  EXPECT_THAT(Error("qwen2", [](json* c) { (*c)["layer_types"] = {"full_attention"}; }),
+              HasSubstr("1 entries for 3 layers"));
+  EXPECT_THAT(Error("gemma3", [](json* c) { (*c)["use_bidirectional_attention"] = true; }),
+              HasSubstr("use_bidirectional_attention"));
+  EXPECT_THAT(Error("gemma3", [](json* c) { (*c)["attn_logit_softcapping"] = 50.0; }),
+              HasSubstr("attn_logit_softcapping"));
+  EXPECT_THAT(Error("olmo2", [](json* c) { (*c)["clip_qkv"] = 8.0; }), HasSubstr("clip_qkv"));
+  EXPECT_THAT(Error("gpt_oss", [](json* c) { (*c)["swiglu_alpha"] = 1.5; }),
+              HasSubstr("swiglu_alpha"));
+  EXPECT_THAT(
+      Error("gpt_oss_mxfp4", [](json* c) { (*c)["quantization_config"]["quant_method"] = "fp8"; }),
+      HasSubstr("fp8"));
+}
+
+TEST(Family, MistralWindowIsOffWhereNullAndDefaultWhereAbsent) {
+  EXPECT_THAT(Windows(Load("mistral")), ElementsAre(8, 8, 8));
+  EXPECT_THAT(Windows(Load("mistral", [](json* c) { (*c)["sliding_window"] = nullptr; })),
+              ElementsAre(0, 0, 0));
+  EXPECT_THAT(Windows(Load("mistral", [](json* c) { c->erase("sliding_window"); })),
+              ElementsAre(4096, 4096, 4096));
+}
+
+// Many published configurations name a window and leave it off.
+TEST(Family, QwenWindowCountsOnlyWhereItIsSwitchedOn) {
+  const auto old_spelling = [](bool on) {
+    return [on](json* c) {
+      c->erase("layer_types");
+      (*c)["use_sliding_window"] = on;
+      (*c)["sliding_window"] = 8;
+      (*c)["max_window_layers"] = 1;
+    };
+  };
+  EXPECT_THAT(Windows(Load("qwen2", old_spelling(true))), ElementsAre(0, 8, 8));
+  EXPECT_THAT(Windows(Load("qwen2", old_spelling(false))), ElementsAre(0, 0, 0));
+  EXPECT_THAT(Windows(Load("qwen3", old_spelling(true))), ElementsAre(0, 8, 8));
+}
+
+TEST(Family, YarnExtendsTheContext) {
+  const ModelSpec spec = Load("qwen2", [](json* c) { (*c)["max_position_embeddings"] = 32; });
+  EXPECT_EQ(spec.max_positions, 128);
+}
+
+TEST(Family, Gemma2AlternatesFromASlidingLayer) {
+  const ModelSpec spec = Load("gemma2", [](json* c) { c->erase("layer_types"); });
+  EXPECT_THAT(Windows(spec), ElementsAre(8, 0, 8, 0));
+  EXPECT_EQ(spec.norm_weight_offset, 1.0f);
+  EXPECT_EQ(spec.layers[0].attention.softcap, 4.0f);
+  EXPECT_EQ(spec.logit_softcap, 5.0f);
+  EXPECT_FLOAT_EQ(spec.layers[0].attention.scale, 1.0f / std::sqrt(24.0f));
+  const ModelSpec uncapped =
+      Load("gemma2", [](json* c) { (*c)["attn_logit_softcapping"] = nullptr; });
+  EXPECT_EQ(uncapped.layers[0].attention.softcap, 0.0f);
+  const ModelSpec defaults = Load("gemma2", [](json* c) { c->erase("attn_logit_softcapping"); });
+  EXPECT_EQ(defaults.layers[0].attention.softcap, 50.0f);
+}
+
+// The same function from the spelling of the first Gemma 3 checkpoints.
+TEST(Family, Gemma3ReadsOldAndNewSpellings) {
+  const ModelSpec current = Load("gemma3");
+  const ModelSpec old = Load("gemma3", [](json* c) {
+    c->erase("layer_types");
+    c->erase("rope_parameters");
+    (*c)["sliding_window_pattern"] = 6;
+    (*c)["rope_theta"] = 1000000.0;
+    (*c)["rope_local_base_freq"] = 10000.0;
+    (*c)["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 8.0}};
+  });
+  EXPECT_THAT(Windows(current), ElementsAre(8, 8, 8, 8, 8, 0, 8));
+  EXPECT_THAT(Ropes(current), ElementsAre(1, 1, 1, 1, 1, 0, 1));
+  EXPECT_EQ(Windows(old), Windows(current));
+  EXPECT_EQ(Ropes(old), Ropes(current));
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(old.ropes[i].variants[0].inv_freq, current.ropes[i].variants[0].inv_freq);
+  }
+  EXPECT_FLOAT_EQ(current.ropes[0].variants[0].inv_freq[0], 1.0f / 8.0f);
+  EXPECT_EQ(current.ropes[1].variants[0].inv_freq[0], 1.0f);
+  EXPECT_FLOAT_EQ(current.embedding_scale, std::sqrt(32.0f));
+  EXPECT_TRUE(current.tied_embedding);
+}
+
+TEST(Family, Gemma3ScalesByTheConfiguredScalar) {
+  const ModelSpec spec = Load("gemma3", [](json* c) { (*c)["query_pre_attn_scalar"] = 168; });
+  EXPECT_FLOAT_EQ(spec.layers[0].attention.scale, 1.0f / std::sqrt(168.0f));
+  EXPECT_NE(Error("gemma3", [](json* c) { (*c)["query_pre_attn_scalar"] = 0; }), "no error");
+}
+
+TEST(Family, Gemma3FindsTheTextModelOfAMultimodalConfiguration) {
+  const ModelSpec spec = Load("gemma3", [](json* c) {
+    json text = *c;
+    *c = {{"model_type", "gemma3"}, {"text_config", text}, {"vision_config", json::object()}};
+  });
+  EXPECT_THAT(Windows(spec), ElementsAre(8, 8, 8, 8, 8, 0, 8));
+}
+
+TEST(Family, Cohere2RotatesSlidingLayersOnly) {
+  const ModelSpec spec = Load("cohere2", [](json* c) { c->erase("layer_types"); });
+  EXPECT_THAT(Windows(spec), ElementsAre(8, 8, 8, 0, 8));
+  EXPECT_THAT(Ropes(spec), ElementsAre(0, 0, 0, -1, 0));
+  EXPECT_TRUE(spec.ropes[0].variants[0].interleaved);
+  EXPECT_TRUE(spec.parallel_block);
+  EXPECT_EQ(spec.norm, NormKind::kLayerNorm);
+  EXPECT_EQ(spec.logit_scale, 0.25f);
+}
+
+// A scaling that the configuration states once belongs to the full layers all the same.
+TEST(Family, Olmo3ScalesFullLayersOnlyInEverySpelling) {
+  const ModelSpec current = Load("olmo3");
+  const ModelSpec old = Load("olmo3", [](json* c) {
+    c->erase("layer_types");
+    json scaling = (*c)["rope_parameters"]["full_attention"];
+    (*c)["rope_theta"] = scaling["rope_theta"];
+    scaling.erase("rope_theta");
+    c->erase("rope_parameters");
+    (*c)["rope_scaling"] = scaling;
+  });
+  for (const ModelSpec* spec : {&current, &old}) {
+    EXPECT_THAT(Windows(*spec), ElementsAre(8, 8, 8, 0, 8));
+    EXPECT_THAT(Ropes(*spec), ElementsAre(1, 1, 1, 0, 1));
+    EXPECT_GT(spec->ropes[0].variants[0].scale, 1.1f);
+    EXPECT_EQ(spec->ropes[1].variants[0].scale, 1.0f);
+    EXPECT_FLOAT_EQ(spec->ropes[1].variants[0].inv_freq[4], 0.01f);
+    EXPECT_FLOAT_EQ(spec->ropes[0].variants[0].inv_freq[7],
+                    current.ropes[0].variants[0].inv_freq[7]);
+  }
+}
+
+TEST(Family, Olmo2NormsTheBranchesOutputAndTheWholeProjection) {
+  const ModelSpec spec = Load("olmo2");
+  const LayerSpec& layer = spec.layers[0];
+  EXPECT_EQ(layer.weights.attn_norm.data, nullptr);
+  EXPECT_EQ(layer.weights.mlp_norm.data, nullptr);
+  EXPECT_NE(layer.weights.post_attn_norm.data, nullptr);
+  EXPECT_EQ(layer.attention.qk_norm, QkNorm::kFullWidth);
+  EXPECT_EQ(layer.weights.k_norm.shape[0], 16);
+}
+
+TEST(Family, Phi3SplitsItsFusedMatricesByRows) {
+  const ModelSpec spec = Load("phi3");
+  const LayerWeights& weights = spec.layers[0].weights;
+  EXPECT_EQ(weights.wq.shape[0], 32);
+  EXPECT_EQ(weights.wk.shape[0], 16);
+  EXPECT_EQ(weights.wk.ptr<float>(), weights.wq.ptr<float>() + 32 * 32);
+  EXPECT_EQ(weights.wv.ptr<float>(), weights.wk.ptr<float>() + 16 * 32);
+  EXPECT_EQ(weights.up.ptr<float>(), weights.gate.ptr<float>() + 32 * 32);
+  EXPECT_EQ(spec.ropes[0].variants[0].inv_freq.size(), 2u);  // half of 8 channels
+  EXPECT_EQ(Load("phi3_longrope").ropes[0].variant_lengths, std::vector<int32_t>{64});
+}
+
+TEST(Family, GptOssReadsPatternSinksAndExperts) {
+  const ModelSpec spec = Load("gpt_oss", [](json* c) { c->erase("layer_types"); });
+  EXPECT_THAT(Windows(spec), ElementsAre(8, 0, 8, 0));
+  const LayerSpec& layer = spec.layers[0];
+  EXPECT_EQ(layer.weights.sinks.shape[0], 4);
+  EXPECT_EQ(layer.mlp.num_experts, 4);
+  EXPECT_EQ(layer.mlp.top_k, 2);
+  EXPECT_EQ(layer.mlp.activation, kernels::Activation::kSwigluOai);
+  EXPECT_EQ(layer.mlp.activation_limit, 2.0f);
+  ASSERT_EQ(layer.weights.expert_gate.size(), 4u);
+  EXPECT_EQ(layer.weights.expert_down[3].shape[0], 32);
+  EXPECT_EQ(layer.weights.expert_gate_up_bias.shape[1], 64);
+  EXPECT_EQ(Load("gpt_oss_mxfp4").layers[0].weights.expert_up[1].dtype, kernels::DType::kMXFP4);
+  EXPECT_THAT(Error("gpt_oss", [](json* c) { (*c)["num_experts_per_tok"] = 9; }),
+              HasSubstr("9 experts"));
+}
+
+TEST(Family, Llama4ReadsItsPatternInEverySpelling) {
+  const auto check = [](const ModelSpec& spec) {
+    EXPECT_THAT(Ropes(spec), ElementsAre(0, 0, 0, -1, 0));
+    for (size_t i = 0; i < 5; ++i) {
+      const LayerSpec& layer = spec.layers[i];
+      EXPECT_EQ(layer.attention.native.chunk, i == 3 ? 0 : 8);
+      EXPECT_EQ(layer.attention.position_scale, i == 3);
+      EXPECT_EQ(layer.attention.qk_norm, i == 3 ? QkNorm::kNone : QkNorm::kL2AfterRope);
+      EXPECT_EQ(layer.mlp.num_experts, i % 2 == 1 ? 4 : 0);
+      EXPECT_EQ(layer.mlp.shared_ffn_dim, i % 2 == 1 ? 32 : 0);
+      EXPECT_EQ(layer.mlp.ffn_dim, i % 2 == 1 ? 32 : 48);
+    }
+    EXPECT_TRUE(spec.ropes[0].variants[0].interleaved);
+  };
+  check(Load("llama4"));
+  check(Load("llama4", [](json* c) {
+    c->erase("layer_types");
+    c->erase("moe_layers");
+    (*c)["no_rope_layers"] = json::array();  // empty: the default
+  }));
+  check(Load("llama4", [](json* c) {
+    json text = *c;
+    *c = {{"model_type", "llama4"}, {"text_config", text}};
+  }));
+  const ModelSpec plain = Load("llama4", [](json* c) {
+    (*c)["use_qk_norm"] = false;
+    (*c)["attn_temperature_tuning"] = 0;
+  });
+  EXPECT_EQ(plain.layers[0].attention.qk_norm, QkNorm::kNone);
+  EXPECT_FALSE(plain.layers[3].attention.position_scale);
+}
+
+TEST(Family, TiedEmbeddingIsTheHead) {
+  const ModelSpec spec = Load("llama_rope_llama3");
+  EXPECT_TRUE(spec.tied_embedding);
+  EXPECT_EQ(spec.lm_head.data, spec.embedding.data);
+  EXPECT_THAT(Error("llama_rope_llama3", [](json* c) { (*c)["tie_word_embeddings"] = false; }),
+              HasSubstr("lm_head.weight"));
+}
+
+}  // namespace
+}  // namespace longstride::model

@@ -1,0 +1,131 @@
+// Damaged and hostile checkpoints end in an error or in a spec that is sound, never in a crash.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <iterator>
+#include <random>
+
+#include "model/families/generation_defaults.h"
+#include "model/weights/gguf_file.h"
+#include "model/weights/gguf_parser.h"
+#include "tests/model/families/edited_checkpoint.h"
+
+namespace longstride::model {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kFolders[] = {
+    "cohere2", "gemma2", "gemma3", "gpt_oss",       "gpt_oss_mxfp4", "llama", "llama4",
+    "mistral", "olmo2",  "olmo3",  "phi3_longrope", "phi3",          "qwen2", "qwen3"};
+
+// What the forward pass takes for granted.
+void ExpectSound(const ModelSpec& spec) {
+  ASSERT_FALSE(spec.layers.empty());
+  EXPECT_EQ(spec.embedding.shape[0], spec.vocab_size);
+  EXPECT_EQ(spec.lm_head.shape[1], spec.dim);
+  for (const LayerSpec& layer : spec.layers) {
+    const AttentionSpec& a = layer.attention;
+    EXPECT_TRUE(std::isfinite(a.scale));
+    EXPECT_GT(a.head_dim, 0);
+    EXPECT_EQ(a.num_heads % a.num_kv_heads, 0);
+    EXPECT_GE(a.native.window, 0);
+    EXPECT_GE(a.native.chunk, 0);
+    EXPECT_LT(a.rope, static_cast<int32_t>(spec.ropes.size()));
+    EXPECT_EQ(layer.weights.wo.shape[1], int64_t{a.num_heads} * a.head_dim);
+    EXPECT_LE(layer.mlp.top_k, layer.mlp.num_experts);
+    EXPECT_EQ(layer.weights.expert_up.size(), static_cast<size_t>(layer.mlp.num_experts));
+  }
+  for (const RopeSpec& rope : spec.ropes) {
+    ASSERT_EQ(rope.variants.size(), rope.variant_lengths.size() + 1);
+    for (const RopeTable& table : rope.variants) {
+      EXPECT_LE(2 * table.inv_freq.size(), static_cast<size_t>(spec.layers[0].attention.head_dim));
+      for (const float frequency : table.inv_freq) EXPECT_TRUE(std::isfinite(frequency));
+    }
+  }
+}
+
+// Calls `visit` with each value of the document, nested ones too.
+void ForEachValue(json* document, const std::function<void(json*)>& visit) {
+  for (auto& [key, value] : document->items()) {
+    visit(&value);
+    if (value.is_structured()) ForEachValue(&value, visit);
+  }
+}
+
+TEST(HostileCheckpoint, SurvivesEveryConfigurationValueReplaced) {
+  const json values[] = {nullptr,
+                         true,
+                         0,
+                         -1,
+                         1,
+                         7,
+                         1e300,
+                         -1e300,
+                         1e-300,
+                         "x",
+                         "su",
+                         INT64_MAX,
+                         0.5,
+                         1.5,
+                         65536,
+                         UINT64_MAX,
+                         json::array(),
+                         json::object(),
+                         json::array({1e300}),
+                         json::array({"x"})};
+  int loaded = 0;
+  for (const char* folder : kFolders) {
+    SCOPED_TRACE(folder);
+    json original;
+    EditedCheckpoint checkpoint(folder, [&](json* config) { original = *config; });
+    ForEachValue(&original, [&](json* value) {
+      const json before = *value;
+      for (const json& hostile : values) {
+        *value = hostile;
+        checkpoint.Rewrite(original);
+        const auto spec = checkpoint.Load();
+        if (spec.ok()) {
+          ++loaded;
+          ExpectSound(*spec);
+        } else {
+          EXPECT_FALSE(spec.status().message().empty());
+        }
+      }
+      *value = before;
+    });
+  }
+  EXPECT_GT(loaded, 1000);  // keys that change nothing here
+}
+
+TEST(HostileCheckpoint, SurvivesEveryGgufHeaderByteChanged) {
+  const uint64_t seed = 41;
+  SCOPED_TRACE(seed);
+  std::mt19937_64 random(seed);
+  for (const char* folder : {"llama", "gemma3", "gpt_oss_mxfp4"}) {
+    SCOPED_TRACE(folder);
+    std::ifstream in(
+        StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/", folder, "/model.gguf"),
+        std::ios::binary);
+    std::vector<uint8_t> bytes((std::istreambuf_iterator<char>(in)), {});
+    const auto header = ParseGguf(bytes);
+    ASSERT_TRUE(header.ok()) << header.status();
+    for (size_t i = 0; i < header->header_bytes; ++i) {
+      const uint8_t before = bytes[i];
+      bytes[i] = static_cast<uint8_t>(before ^ (1 + random() % 255));
+      const auto file = OpenGgufMemory({bytes});
+      if (file.ok()) {
+        const auto spec = LoadModelSpec(**file);
+        if (spec.ok()) {
+          ExpectSound(*spec);
+          (void)ReadGenerationDefaults(**file, spec->vocab_size);
+        }
+      }
+      bytes[i] = before;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace longstride::model

@@ -1,0 +1,198 @@
+#include "model/sparsity/sparsity_plan.h"
+
+#include <filesystem>
+#include <set>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace longstride::model {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Like Gemma 3: five windowed layers, one full, and so on.
+ModelSpec Spec(int32_t layers, int32_t heads, int32_t kv_heads, int32_t window = 512) {
+  ModelSpec spec;
+  spec.max_positions = 32768;
+  for (int32_t l = 0; l < layers; ++l) {
+    LayerSpec layer;
+    layer.attention.num_heads = heads;
+    layer.attention.num_kv_heads = kv_heads;
+    layer.attention.head_dim = 64;
+    layer.attention.native.window = (l + 1) % 6 == 0 ? 0 : window;
+    spec.layers.push_back(layer);
+  }
+  return spec;
+}
+
+SparsityPlan Resolve(const std::string& text, const ModelSpec& spec, int32_t max_context = 0) {
+  const auto policy = SparsityPolicy::Parse(text);
+  EXPECT_TRUE(policy.ok()) << policy.status();
+  auto plan = SparsityPlan::Resolve(*policy, spec, kernels::KvDType::kF16, max_context);
+  EXPECT_TRUE(plan.ok()) << plan.status();
+  return *std::move(plan);
+}
+
+// Every query head is in one segment, in order; segments are whole KV heads or part of one; their
+// KV heads lie in their group.
+void CheckShape(const SparsityPlan& plan, const ModelSpec& spec) {
+  ASSERT_EQ(plan.layers.size(), spec.layers.size());
+  std::set<std::string> names;
+  for (const CacheGroup& group : plan.groups) {
+    EXPECT_TRUE(names.insert(group.name).second) << group.name;
+    EXPECT_EQ(group.page_bytes, int64_t{2} * static_cast<int64_t>(group.layers.size()) *
+                                    group.num_kv_heads * 64 * group.head_dim * 2);
+  }
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const AttentionSpec& a = spec.layers[l].attention;
+    const int32_t per_kv = a.num_heads / a.num_kv_heads;
+    int32_t next = 0;
+    for (const HeadSegment& s : plan.layers[l].segments) {
+      EXPECT_EQ(s.query.first, next);
+      next += s.query.count;
+      EXPECT_EQ(s.kv.first, s.query.first / per_kv);
+      if (s.kv.count == 1) {
+        EXPECT_EQ((s.query.first + s.query.count - 1) / per_kv, s.kv.first);
+      } else {
+        EXPECT_EQ(s.query.first % per_kv, 0);
+        EXPECT_EQ(s.query.count, s.kv.count * per_kv);
+      }
+      const CacheGroup& group = plan.groups[static_cast<size_t>(s.group)];
+      EXPECT_GE(s.kv.first, group.first_kv_head);
+      EXPECT_LE(s.kv.first + s.kv.count, group.first_kv_head + group.num_kv_heads);
+      EXPECT_THAT(group.layers, ::testing::Contains(static_cast<int32_t>(l)));
+    }
+    EXPECT_EQ(next, a.num_heads);
+  }
+}
+
+TEST(SparsityPlan, NativeGroupsLayersByRetention) {
+  const ModelSpec spec = Spec(18, 4, 1);
+  const SparsityPlan plan = Resolve("{}", spec);
+  CheckShape(plan, spec);
+  ASSERT_EQ(plan.groups.size(), 2u);
+  EXPECT_EQ(plan.groups[0].name, "window512");
+  EXPECT_EQ(plan.groups[0].layers.size(), 15u);
+  EXPECT_EQ(plan.groups[1].name, "full");
+  EXPECT_THAT(plan.groups[1].layers, ElementsAre(5, 11, 17));
+  EXPECT_EQ(plan.patterns.size(), 2u);
+  // 15 layers see 512 of 32,768, 3 see all.
+  EXPECT_NEAR(plan.Density(32767), (15 * 512.0 / 32768 + 3) / 18, 1e-12);
+  EXPECT_EQ(plan.CacheBytes(30000, 512),
+            PagesNeeded(plan.groups[0], 30000, 512) * plan.groups[0].page_bytes +
+                477 * plan.groups[1].page_bytes);
+  EXPECT_LE(PagesNeeded(plan.groups[0], 30000, 512), (512 + 512) / 64 + 1);
+}
+
+TEST(SparsityPlan, WindowsLongerThanTheContextAreDense) {
+  const ModelSpec spec = Spec(6, 4, 1, 4096);
+  EXPECT_EQ(Resolve("{}", spec, 4096).groups.size(), 1u);
+  EXPECT_EQ(Resolve("{}", spec, 4097).groups.size(), 2u);
+}
+
+TEST(SparsityPlan, SplitsHeadsAtRulesAndKvHeads) {
+  const ModelSpec spec = Spec(6, 8, 2);
+  const SparsityPlan plan = Resolve(R"({
+    "default": {"pattern": "dense"},
+    "layers": [{"layers": "0", "heads": "2-5", "pattern": "window", "window": 128},
+               {"layers": "1", "heads": "4-7", "pattern": "window", "window": 128},
+               {"layers": "1", "heads": "0-3", "pattern": "window", "window": 256}]})",
+                                    spec);
+  CheckShape(plan, spec);
+  // Heads 0-1 dense, 2-3 and 4-5 windowed (two KV heads), 6-7 dense. Both KV heads keep all.
+  ASSERT_EQ(plan.layers[0].segments.size(), 4u);
+  for (const HeadSegment& s : plan.layers[0].segments) {
+    EXPECT_EQ(plan.groups[static_cast<size_t>(s.group)].name, "full");
+  }
+  // A KV head each with a retention of its own.
+  ASSERT_EQ(plan.layers[1].segments.size(), 2u);
+  EXPECT_EQ(plan.groups[static_cast<size_t>(plan.layers[1].segments[0].group)].name, "window256");
+  EXPECT_EQ(plan.groups[static_cast<size_t>(plan.layers[1].segments[1].group)].name, "window128");
+  EXPECT_EQ(plan.layers[2].segments.size(), 1u);
+}
+
+TEST(SparsityPlan, TakesTheUnionOfRetentionsWithinAKvHead) {
+  const ModelSpec spec = Spec(1, 4, 1);
+  const SparsityPlan plan = Resolve(R"({"layers": [
+      {"heads": "0-1", "pattern": "window", "window": 128, "sink_tokens": 4},
+      {"heads": "2-3", "pattern": "window", "window": 256}]})",
+                                    spec);
+  CheckShape(plan, spec);
+  ASSERT_EQ(plan.groups.size(), 1u);
+  EXPECT_EQ(plan.groups[0].retention, (Retention{.window = 256, .sink_tokens = 4, .chunk = 0}));
+  EXPECT_EQ(plan.groups[0].name, "window256_sinks4");
+}
+
+TEST(SparsityPlan, LaterRulesWin) {
+  const ModelSpec spec = Spec(6, 4, 1);
+  const SparsityPlan plan = Resolve(R"({"layers": [
+      {"layers": "0-3", "pattern": "window", "window": 128},
+      {"layers": "2", "pattern": "dense"}]})",
+                                    spec);
+  const auto text = [&](size_t layer) {
+    return plan.patterns[static_cast<size_t>(plan.layers[layer].segments[0].pattern)]->Describe();
+  };
+  EXPECT_EQ(text(1), "window(128)");
+  EXPECT_EQ(text(2), "dense");
+  EXPECT_EQ(text(4), "window(512)");
+}
+
+TEST(SparsityPlan, DigestIsOfTheFunctionNotItsSpelling) {
+  const ModelSpec spec = Spec(6, 4, 1);
+  const SparsityPlan native = Resolve(R"({"name": "a"})", spec);
+  const SparsityPlan spelled = Resolve(R"({"name": "b", "layers": [
+      {"layers": "0-4", "pattern": "window", "window": 512},
+      {"layers": "5", "heads": "0-1", "pattern": "dense"}]})",
+                                       spec);
+  EXPECT_EQ(native.digest, spelled.digest);
+  EXPECT_EQ(native.digest.size(), 32u);
+  const SparsityPlan other =
+      Resolve(R"({"layers": [{"layers": "0-4", "pattern": "window", "window": 511}]})", spec);
+  EXPECT_NE(native.digest, other.digest);
+}
+
+TEST(SparsityPlan, NamesRulesThatDoNotFitTheModel) {
+  const ModelSpec spec = Spec(6, 4, 1);
+  const auto error = [&](const std::string& text) {
+    const auto plan =
+        SparsityPlan::Resolve(*SparsityPolicy::Parse(text), spec, kernels::KvDType::kF16);
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(plan.status().message());
+  };
+  EXPECT_THAT(error(R"({"layers": [{"layers": "0-6", "pattern": "dense"}]})"),
+              HasSubstr("layers[0]: names layer 6; the model has layers 0 to 5"));
+  EXPECT_THAT(error(R"({"layers": [{"heads": "4", "pattern": "dense"}]})"),
+              HasSubstr("names query head 4; layer 0 has heads 0 to 3"));
+  EXPECT_THAT(error(R"({"layers": [{"pattern": "winow"}, {"pattern": "dense"}]})"),
+              HasSubstr("Did you mean 'window'?"));
+}
+
+TEST(SparsityPlan, ShippedProfilesResolve) {
+  int profiles = 0;
+  const std::filesystem::path folder =
+      std::filesystem::path(LONGSTRIDE_SOURCE_DIR) / "config" / "profiles";
+  for (const auto& file : std::filesystem::directory_iterator(folder)) {
+    SCOPED_TRACE(file.path().filename().string());
+    const auto policy = SparsityPolicy::Load(file.path().string());
+    ASSERT_TRUE(policy.ok()) << policy.status();
+    EXPECT_EQ(policy->name, file.path().stem().string());
+    const ModelSpec gemma_like = Spec(18, 4, 1);
+    const ModelSpec dense_like = Spec(5, 9, 3, 0);
+    for (const ModelSpec* spec : {&gemma_like, &dense_like}) {
+      const auto plan = SparsityPlan::Resolve(*policy, *spec, kernels::KvDType::kF16);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      CheckShape(*plan, *spec);
+      if (policy->name != "dense" && policy->name != "native") {
+        EXPECT_LT(plan->Density(30000), 0.25);
+      }
+    }
+    ++profiles;
+  }
+  EXPECT_EQ(profiles, 6);
+}
+
+}  // namespace
+}  // namespace longstride::model

@@ -1,0 +1,25 @@
+// The golden logits of a tiny checkpoint (make_checkpoints.py).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config/base/status.h"
+
+namespace longstride::model {
+
+struct GoldenSequence {
+  std::vector<int32_t> tokens;
+  std::vector<int32_t> positions;          // ascending
+  std::vector<std::vector<float>> logits;  // of each position
+  double deviation = 0;                    // standard deviation of all of them
+};
+
+// Reads data/<checkpoint>/golden.safetensors.
+absl::StatusOr<std::vector<GoldenSequence>> ReadGolden(const std::string& checkpoint);
+
+// The folder of a checkpoint.
+std::string CheckpointFolder(const std::string& checkpoint);
+
+}  // namespace longstride::model

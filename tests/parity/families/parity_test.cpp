@@ -1,0 +1,206 @@
+// Every family against an implementation that is not ours: logits of tiny random checkpoints, whole
+// prompts, prompts in chunks and token by token, through the paged cache with dead pages poisoned.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "model/families/family.h"
+#include "tests/model/decoder/paged_runner.h"
+#include "tests/parity/families/checkpoint_golden.h"
+#include "tests/parity/families/mutations.h"
+
+namespace longstride::model {
+namespace {
+
+using kernels::BackendKind;
+using ::testing::IsSupersetOf;
+
+// Largest difference of a logit, as a share of the logits' standard deviation.
+constexpr double kTolerance = 1e-4;
+// The same where a backend rounds activations to 8 bits, as the cpu one does before it multiplies
+// them with quantised weights.
+constexpr double kInt8Tolerance = 0.15;
+
+struct Checkpoint {
+  std::string folder;
+  std::string file;    // inside the folder; "" for the folder itself
+  std::string family;  // that must be recognised
+  // Mutations that this checkpoint must tell apart (among all that apply to it).
+  std::vector<std::string> must_detect;
+};
+
+const Checkpoint kCheckpoints[] = {
+    {"llama", "", "llama", {"base doubled", "pairs of the other kind"}},
+    {"llama", "/model.gguf", "llama", {"pairs of the other kind"}},
+    {"llama_rope_llama3", "", "llama", {"query bias dropped", "output bias dropped"}},
+    {"mistral", "", "mistral", {"window + 1", "window - 1", "base doubled"}},
+    {"qwen2",
+     "",
+     "qwen2",
+     {"window + 1", "window - 1", "query bias dropped", "rope attention factor dropped"}},
+    {"qwen3", "", "qwen3", {"qk-norm skipped", "base doubled"}},
+    {"gemma2",
+     "",
+     "gemma2",
+     {"window + 1", "window - 1", "soft-cap off", "logit soft-cap off", "norm offset dropped"}},
+    {"gemma3",
+     "",
+     "gemma3",
+     {"window + 1", "window - 1", "qk-norm skipped", "rope bases swapped", "one rope for all"}},
+    {"gemma3",
+     "/model.gguf",
+     "gemma3",
+     {"window + 1", "window - 1", "qk-norm skipped", "rope bases swapped"}},
+    {"phi3", "", "phi3", {"window + 1", "window - 1", "more channels rotated"}},
+    {"phi3_longrope", "", "phi3", {"short and long rope swapped", "rope attention factor dropped"}},
+    {"gpt_oss",
+     "",
+     "gpt_oss",
+     {"window + 1", "window - 1", "sinks dropped", "sink dropped on one layer",
+      "activation limit off", "rope attention factor dropped"}},
+    {"gpt_oss_mxfp4", "", "gpt_oss", {"window + 1", "window - 1", "sinks dropped"}},
+    {"gpt_oss_mxfp4", "/model.gguf", "gpt_oss", {"window + 1", "window - 1", "sinks dropped"}},
+    {"cohere2",
+     "",
+     "cohere2",
+     {"window + 1", "window - 1", "rope on layers without it", "logit scale dropped",
+      "blocks one after the other"}},
+    {"olmo2", "", "olmo2", {"qk-norm skipped", "norm after attention dropped"}},
+    {"olmo3",
+     "",
+     "olmo3",
+     {"window + 1", "window - 1", "qk-norm skipped", "rope bases swapped", "one rope for all"}},
+    {"llama4",
+     "",
+     "llama4_text",
+     {"chunk off", "chunk + 1", "chunk read as window", "qk-norm skipped", "temperature off",
+      "rope on layers without it", "shared expert dropped"}},
+};
+
+void PrintTo(const Checkpoint& checkpoint, std::ostream* out) {
+  *out << checkpoint.folder << checkpoint.file;
+}
+
+std::string TestName(const ::testing::TestParamInfo<Checkpoint>& info) {
+  return info.param.folder + (info.param.file.empty() ? "" : "_gguf");
+}
+
+// The table that a request of `total` tokens uses for all of them.
+uint8_t RopeVariant(const ModelSpec& spec, size_t total) {
+  uint8_t variant = 0;
+  for (const int32_t length : spec.ropes[0].variant_lengths) {
+    if (total > static_cast<size_t>(length)) ++variant;
+  }
+  return variant;
+}
+
+// NaN and missing rows count as infinitely wrong.
+double Error(const FloatRows& rows, const GoldenSequence& golden) {
+  double error = 0;
+  for (size_t i = 0; i < golden.positions.size(); ++i) {
+    const auto position = static_cast<size_t>(golden.positions[i]);
+    if (position >= rows.size()) return std::numeric_limits<double>::infinity();
+    for (size_t v = 0; v < golden.logits[i].size(); ++v) {
+      const double difference = std::fabs(double{rows[position][v]} - golden.logits[i][v]);
+      if (std::isnan(difference)) return std::numeric_limits<double>::infinity();
+      error = std::max(error, difference);
+    }
+  }
+  return error / golden.deviation;
+}
+
+class FamilyParity : public ::testing::TestWithParam<Checkpoint> {
+ protected:
+  void SetUp() override {
+    auto file = WeightsFile::Open(CheckpointFolder(GetParam().folder) + GetParam().file);
+    ASSERT_TRUE(file.ok()) << file.status();
+    file_ = *std::move(file);
+    auto spec = LoadModelSpec(*file_);
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    spec_ = *std::move(spec);
+    auto golden = ReadGolden(GetParam().folder);
+    ASSERT_TRUE(golden.ok()) << golden.status();
+    golden_ = *std::move(golden);
+    ASSERT_FALSE(golden_.empty());
+    for (const GoldenSequence& sequence : golden_) ASSERT_GE(sequence.deviation, 1.0);
+  }
+
+  // Logits of one sequence computed in chunks.
+  FloatRows Run(const ModelSpec& spec, BackendKind kind, const GoldenSequence& golden,
+                int32_t chunk) {
+    PagedRunner runner(&spec, "{}", kind);
+    return runner.Prefill(0, golden.tokens, chunk, RopeVariant(spec, golden.tokens.size()));
+  }
+
+  void CompareAll(BackendKind kind, double tolerance) {
+    for (const GoldenSequence& golden : golden_) {
+      const FloatRows whole = Run(spec_, kind, golden, 512);
+      const double error = Error(whole, golden);
+      EXPECT_LE(error, tolerance);
+      RecordProperty(StrCat("error_", golden.tokens.size()), StrCat(error));
+      // However a prompt is cut, down to token by token: the same bits.
+      for (const int32_t chunk : {100, 64, 13, 1}) {
+        EXPECT_TRUE(Run(spec_, kind, golden, chunk) == whole) << "chunks of " << chunk;
+      }
+    }
+  }
+
+  bool HasQuantizedWeights() const {
+    for (const LayerSpec& layer : spec_.layers) {
+      for (const kernels::TensorView& expert : layer.weights.expert_down) {
+        if (kernels::IsQuantized(expert.dtype)) return true;
+      }
+    }
+    return false;
+  }
+
+  std::unique_ptr<WeightsFile> file_;
+  ModelSpec spec_;
+  std::vector<GoldenSequence> golden_;
+};
+
+TEST_P(FamilyParity, IsRecognised) {
+  EXPECT_EQ(spec_.family, GetParam().family);
+  EXPECT_FALSE(spec_.name.empty());
+  EXPECT_FALSE(spec_.weights_type.empty());
+  EXPECT_GT(spec_.num_parameters, 0);
+}
+
+TEST_P(FamilyParity, ReferenceBackendGivesTheGoldenLogits) {
+  CompareAll(BackendKind::kReference, kTolerance);
+}
+
+TEST_P(FamilyParity, CpuBackendGivesTheGoldenLogits) {
+  CompareAll(BackendKind::kCpu, HasQuantizedWeights() ? kInt8Tolerance : kTolerance);
+}
+
+TEST_P(FamilyParity, CudaBackendGivesTheGoldenLogits) {
+  const auto backend = kernels::MakeBackend(BackendKind::kCuda, {});
+  if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+  CompareAll(BackendKind::kCuda, HasQuantizedWeights() ? kInt8Tolerance : kTolerance);
+}
+
+TEST_P(FamilyParity, EveryChangedRuleIsSeen) {
+  // Only a reading that is right shows that another is wrong.
+  ASSERT_LE(Error(Run(spec_, BackendKind::kReference, golden_[0], 512), golden_[0]), kTolerance);
+  std::vector<std::string> names;
+  for (const Mutation& mutation : MutationsOf(spec_)) {
+    names.push_back(mutation.name);
+    ModelSpec changed = spec_;
+    mutation.apply(&changed);
+    double error = 0;
+    for (const GoldenSequence& golden : golden_) {
+      error = std::max(error, Error(Run(changed, BackendKind::kReference, golden, 512), golden));
+    }
+    EXPECT_GT(error, kTolerance) << mutation.name;
+    RecordProperty(StrCat("mutation_", mutation.name), StrCat(error));
+  }
+  EXPECT_THAT(names, IsSupersetOf(GetParam().must_detect));
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, FamilyParity, ::testing::ValuesIn(kCheckpoints), TestName);
+
+}  // namespace
+}  // namespace longstride::model
