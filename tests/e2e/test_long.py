@@ -61,7 +61,7 @@ class LongContext(unittest.TestCase):
         done = threading.Event()
 
         def watch():
-            while not done.wait(0.2):
+            while not done.wait(0.05):
                 for group, pages in self.used_pages().items():
                     peak[group] = max(peak.get(group, 0), pages)
 
@@ -75,7 +75,8 @@ class LongContext(unittest.TestCase):
         self.assertEqual(usage["prompt_tokens"], LONG)
         print("pages held at the most:", peak)
         full = max(peak, key=peak.get)
-        self.assertGreaterEqual(peak[full], LONG // PAGE)
+        # The watcher looks now and then: it may miss the last chunk.
+        self.assertGreaterEqual(peak[full], (LONG - CHUNK) // PAGE)
         windowed = {group: pages for group, pages in peak.items() if group != full}
         self.assertTrue(windowed)
         for group, pages in windowed.items():
