@@ -8,6 +8,7 @@
 
 #include "config/base/logging.h"
 #include "model/text/stream_decoder.h"
+#include "server/engine/announcer.h"
 #include "server/engine/engine_core.h"
 
 namespace longstride::engine {
@@ -111,7 +112,8 @@ class ThreadedEngine : public Engine {
         observer_(observer),
         clock_(clock),
         streams_(tokenizer),
-        core_(options, executor, tokenizer == nullptr ? nullptr : &streams_, observer, clock),
+        core_(options, executor, tokenizer == nullptr ? nullptr : &streams_, observer, clock,
+              [this](auto* queues) { announcer_.Announce(queues); }),
         inbox_(std::make_shared<Inbox>()) {
     status_.health = Health::kReady;
     thread_ = std::thread([this] { Run(); });
@@ -140,6 +142,7 @@ class ThreadedEngine : public Engine {
   EngineObserver* const observer_;
   const Clock* const clock_;
   const TokenizerStreams streams_;
+  Announcer announcer_;
   EngineCore core_;
   const std::shared_ptr<Inbox> inbox_;
   mutable std::mutex status_mutex_;

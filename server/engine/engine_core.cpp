@@ -23,6 +23,11 @@ SequenceId SequenceIdOf(RequestNumber number, int32_t choice) {
   return number * kSequencesPerRequest + choice;
 }
 
+void NotifyAll(std::vector<std::shared_ptr<OutputQueue>>* queues) {
+  for (const auto& queue : *queues) queue->Notify();
+  queues->clear();
+}
+
 class NoText : public TextStream {
  public:
   std::string Push(int32_t token) override { return {}; }
@@ -134,8 +139,14 @@ struct EngineCore::RunContext {
 };
 
 EngineCore::EngineCore(const EngineOptions& options, Executor* executor,
-                       const TextStreamFactory* text, EngineObserver* observer, const Clock* clock)
-    : options_(options), executor_(executor), text_(text), observer_(observer), clock_(clock) {
+                       const TextStreamFactory* text, EngineObserver* observer, const Clock* clock,
+                       AnnounceFn announce)
+    : options_(options),
+      executor_(executor),
+      text_(text),
+      observer_(observer),
+      clock_(clock),
+      announce_(announce != nullptr ? std::move(announce) : NotifyAll) {
   const ExecutorInfo& info = executor->info();
   LS_CHECK_EQ(info.groups.size(), info.num_pages.size());
   LS_CHECK_LE(options.max_choices, kSequencesPerRequest);
@@ -786,8 +797,7 @@ void EngineCore::Finish(Request* r, FinishReason reason, absl::Status status, Ab
 void EngineCore::FlushOutputs() {
   for (Request* r : touched_requests_) r->touched = false;
   touched_requests_.clear();
-  for (const auto& output : touched_) output->Notify();
-  touched_.clear();
+  announce_(&touched_);
 }
 
 double EngineCore::kv_utilization() const {

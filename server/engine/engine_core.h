@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -48,9 +49,13 @@ struct Cancellation {
 
 class EngineCore {
  public:
-  // All pointers must outlive it. `text` may be null: tokens then have no text.
+  // Calls Notify of the queues, now or soon, and empties the list.
+  using AnnounceFn = std::function<void(std::vector<std::shared_ptr<OutputQueue>>*)>;
+
+  // All pointers must outlive it. `text` may be null: tokens then have no text. `announce` may be
+  // null: readers are then notified by the calling thread.
   EngineCore(const EngineOptions& options, Executor* executor, const TextStreamFactory* text,
-             EngineObserver* observer, const Clock* clock);
+             EngineObserver* observer, const Clock* clock, AnnounceFn announce = nullptr);
   ~EngineCore();
 
   // Checks a request against the model and the pool and computes its prefix keys. Thread-safe.
@@ -121,6 +126,7 @@ class EngineCore {
   const TextStreamFactory* const text_;
   EngineObserver* const observer_;
   const Clock* const clock_;
+  const AnnounceFn announce_;
   AttendedKeysFn attended_keys_;
   int32_t max_context_ = 0;
   int32_t max_request_tokens_ = 0;
