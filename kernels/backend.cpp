@@ -42,6 +42,14 @@ absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache) {
   return check.status();
 }
 
+absl::Status CheckTile(ShapeCheck& check, const QueryTile& tile, int32_t index, int64_t rows,
+                       const PageTable& pages) {
+  const bool placed = tile.sequence >= 0 && tile.sequence < pages.num_sequences &&
+                      tile.num_rows >= 1 && tile.row_begin >= 0 &&
+                      tile.row_begin <= rows - tile.num_rows && tile.first_position >= 0;
+  return check.That(placed, "a tile inside the step's rows and sequences", index).status();
+}
+
 absl::Status CheckSelection(ShapeCheck& check, const AttentionParams& p) {
   const KvSelection& s = p.selection;
   const int64_t q_heads = p.q.shape[1];
@@ -69,12 +77,9 @@ absl::Status CheckSelection(ShapeCheck& check, const AttentionParams& p) {
   }
   for (int32_t t = 0; t < s.num_tiles; ++t) {
     const QueryTile& tile = s.tiles[t];
-    const bool placed = tile.sequence >= 0 && tile.sequence < p.page_table.num_sequences &&
-                        tile.num_rows >= 1 && tile.num_rows <= s.query_tile &&
-                        tile.row_begin >= 0 && tile.row_begin + tile.num_rows <= p.q.shape[0] &&
-                        tile.first_position >= 0 &&
-                        tile.first_position % s.query_tile + tile.num_rows <= s.query_tile;
-    check.That(placed, "a tile inside the step's rows, its sequences and one aligned tile", t);
+    RETURN_IF_ERROR(CheckTile(check, tile, t, p.q.shape[0], p.page_table));
+    check.That(tile.first_position % s.query_tile + tile.num_rows <= s.query_tile,
+               "a tile inside one aligned tile", t);
     for (int32_t h = 0; h < s.num_list_heads; ++h) {
       const int64_t i = int64_t{h} * s.num_tiles + t;
       const bool in_range = s.list_count[i] >= 0 && s.list_begin[i] >= 0 &&
@@ -208,6 +213,58 @@ absl::Status Backend::Attention(const AttentionParams& p) {
   }
   RETURN_IF_ERROR(CheckSelection(check, p));
   return DoAttention(p);
+}
+
+absl::Status Backend::SummarizePages(const PageSummaryParams& p) {
+  ShapeCheck check("SummarizePages", device());
+  RETURN_IF_ERROR(CheckCache(check, p.cache));
+  check.That(p.cache.summaries != nullptr || p.num_pages == 0, "a cache with summaries", 0)
+      .That(p.num_pages == 0 || (p.page_ids != nullptr && p.counts != nullptr),
+            "page ids and counts", p.num_pages);
+  for (int32_t i = 0; check.ok() && i < p.num_pages; ++i) {
+    check
+        .That(p.page_ids[i] >= 0 && p.page_ids[i] < p.cache.num_pages, "pages inside the cache",
+              p.page_ids[i])
+        .That(p.counts[i] >= 1 && p.counts[i] <= kPageTokens, "1 to 64 keys of a page",
+              p.counts[i]);
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoSummarizePages(p);
+}
+
+absl::Status Backend::SelectPages(const SelectPagesParams& p) {
+  ShapeCheck check("SelectPages", device());
+  RETURN_IF_ERROR(CheckCache(check, p.cache));
+  check.Bind("head_dim", p.cache.head_dim, "cache")
+      .F32("q", p.q, {"rows", "heads", "head_dim"})
+      .That(check.Get("heads") % p.cache.num_heads == 0, "query heads in whole groups",
+            check.Get("heads"))
+      .That(p.cache.summaries != nullptr, "a cache with summaries", 0)
+      .That(p.list_heads != ListHeads::kShared, "lists per KV head or per query head", 0)
+      .That(p.sink_pages >= 0 && p.recent_pages >= 0, "0 or more forced pages", p.sink_pages)
+      .That(p.num_tiles == 0 || (p.tiles != nullptr && p.counts != nullptr &&
+                                 p.list_begin != nullptr && p.entries != nullptr &&
+                                 p.page_table.pages != nullptr),
+            "tiles, counts, lists and a page table", p.num_tiles);
+  RETURN_IF_ERROR(check.status());
+  const int64_t list_heads =
+      p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : p.q.shape[1];
+  for (int32_t t = 0; t < p.num_tiles; ++t) {
+    const QueryTile& tile = p.tiles[t];
+    RETURN_IF_ERROR(CheckTile(check, tile, t, p.q.shape[0], p.page_table));
+    const int64_t pages = CandidatePages(tile);
+    check.That(pages <= p.page_table.stride, "candidates inside the page table", t)
+        .That(p.counts[t] >= ForcedPages(tile, p.sink_pages, p.recent_pages) &&
+                  p.counts[t] <= pages,
+              "as many entries as are forced or more, and no more than candidates", p.counts[t]);
+    for (int64_t h = 0; h < list_heads; ++h) {
+      const int64_t begin = p.list_begin[h * p.num_tiles + t];
+      check.That(begin >= 0 && begin <= p.num_entries - p.counts[t], "a list inside the entries",
+                 begin);
+    }
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoSelectPages(p);
 }
 
 absl::Status Backend::GatedActivation(const GatedActivationParams& p) {

@@ -74,6 +74,8 @@ class Backend {
   virtual absl::Status EndStep() { return absl::OkStatus(); }
   // Where the tensor's contents are in host memory after EndStep, until the next BeginStep.
   virtual absl::StatusOr<TensorView> ToHost(const TensorView& t) { return t; }
+  // Whether SummarizePages and SelectPages are there; UNIMPLEMENTED says what to use instead.
+  virtual absl::Status SupportsSelection() const { return absl::OkStatus(); }
   // False once the device cannot be used any more by this process.
   virtual bool healthy() const { return true; }
 
@@ -90,6 +92,8 @@ class Backend {
   absl::Status PositionScale(const PositionScaleParams& p);
   absl::Status KvWrite(const KvWriteParams& p);
   absl::Status Attention(const AttentionParams& p);
+  absl::Status SummarizePages(const PageSummaryParams& p);
+  absl::Status SelectPages(const SelectPagesParams& p);
   absl::Status GatedActivation(const GatedActivationParams& p);
   absl::Status Add(const AddParams& p);
   absl::Status Softcap(const SoftcapParams& p);
@@ -107,6 +111,8 @@ class Backend {
   virtual absl::Status DoPositionScale(const PositionScaleParams& p) = 0;
   virtual absl::Status DoKvWrite(const KvWriteParams& p) = 0;
   virtual absl::Status DoAttention(const AttentionParams& p) = 0;
+  virtual absl::Status DoSummarizePages(const PageSummaryParams& p) = 0;
+  virtual absl::Status DoSelectPages(const SelectPagesParams& p) = 0;
   virtual absl::Status DoGatedActivation(const GatedActivationParams& p) = 0;
   virtual absl::Status DoAdd(const AddParams& p) = 0;
   virtual absl::Status DoSoftcap(const SoftcapParams& p) = 0;

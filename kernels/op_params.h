@@ -85,6 +85,57 @@ struct KvWriteParams {
   const int32_t* slots = nullptr;     // [rows] position mod kPageTokens
 };
 
+// Writes the summaries of pages that keys were written to, from the first counts[i] slots of page
+// page_ids[i] as they are stored: a page's summary depends on its keys alone, never on how they came.
+// The mean is a float32 sum over ascending slots, divided and then rounded once.
+struct PageSummaryParams {
+  PagedKv cache = {};                 // with summaries
+  const int32_t* page_ids = nullptr;  // [num_pages], distinct
+  const int32_t* counts = nullptr;    // [num_pages] 1 .. kPageTokens
+  int32_t num_pages = 0;
+};
+
+enum class PageScore : uint8_t {
+  // sum_d max(q_d * min_d, q_d * max_d): no key of the page has a larger product with q. Source:
+  // Quest (arXiv 2406.10774).
+  kBound,
+  kMean,  // q · mean
+};
+
+// Makes a selection's lists of pages from queries. The candidates of a tile are the pages 0 to P of
+// its sequence, P that of the tile's last row. List (list head h, tile t) takes counts[t] of them:
+// the first `sink_pages`, the pages of the tile's rows and the last `recent_pages` in any case, then
+// the best by score, of equals the lower page. With q̄ the mean over the tile's rows (float32, rows
+// ascending), a page's score is the largest PageScore of q̄ over the query heads of h; heads whose
+// score is not a number do not count. Writes the list, ascending, to entries[list_begin[h, t]..].
+// The result depends on the tile's rows and on its sequence's pages alone.
+struct SelectPagesParams {
+  TensorView q = {};     // [rows, query heads, head_dim]
+  PagedKv cache = {};    // with summaries, which are read unless a tile takes all its candidates
+  PageTable page_table = {};
+  PageScore score = PageScore::kBound;
+  ListHeads list_heads = ListHeads::kPerKvHead;  // or kPerQHead
+  int32_t sink_pages = 0;
+  int32_t recent_pages = 1;
+  int32_t num_tiles = 0;
+  const QueryTile* tiles = nullptr;     // [num_tiles] rows of q
+  const int32_t* counts = nullptr;      // [num_tiles] at most P + 1, at least what is taken anyway
+  const int64_t* list_begin = nullptr;  // [list heads, num_tiles]
+  int32_t* entries = nullptr;           // [num_entries], in the backend's memory
+  int64_t num_entries = 0;
+};
+
+// Pages of a tile's candidates, and how many of them any list takes whatever its scores.
+constexpr int64_t CandidatePages(const QueryTile& tile) {
+  return (int64_t{tile.first_position} + tile.num_rows - 1) / kPageTokens + 1;
+}
+constexpr int64_t ForcedPages(const QueryTile& tile, int64_t sink_pages, int64_t recent_pages) {
+  const int64_t all = CandidatePages(tile);
+  const int64_t own = all - tile.first_position / kPageTokens;
+  const int64_t tail = recent_pages > own ? recent_pages : own;
+  return sink_pages + tail < all ? sink_pages + tail : all;
+}
+
 // What an attention call did; the sparsity really achieved is measured from these.
 struct AttentionCounters {
   int64_t keys_visible = 0;  // (query row, query head, key) triples the selection allows

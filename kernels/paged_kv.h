@@ -39,8 +39,18 @@ constexpr int64_t KvHeadPageBytes(KvDType t, int32_t head_dim) {
   return 0;
 }
 
+// The summary of one page and KV head, by which selectors rank pages: kSummaryRows rows of head_dim
+// values, each channel's minimum, maximum and mean over the page's keys as they are stored. Rows are
+// of the cache's type, float32 where that is kQ8: minimum and maximum are exact.
+inline constexpr int32_t kSummaryRows = 3;
+constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim) {
+  const int64_t element = t == KvDType::kF16 || t == KvDType::kBF16 ? 2 : 4;
+  return element * kSummaryRows * head_dim;
+}
+
 // One layer of one cache group. Address of (page p, head h): base + p*page_stride + h*head_stride
 // bytes (64-bit from the first multiplication); inside it [kPageTokens][head_dim] as KvDType says.
+// Summaries, where the group keeps them: base + p*page_stride + h*PageSummaryBytes.
 struct PagedKv {
   void* k = nullptr;
   void* v = nullptr;
@@ -50,6 +60,7 @@ struct PagedKv {
   int32_t num_heads = 0;    // KV heads of the group
   int32_t head_dim = 0;
   KvDType dtype = KvDType::kF32;
+  void* summaries = nullptr;  // or none
 };
 
 // Which physical pages the step's sequences hold in one group; shared by the group's layers.

@@ -91,6 +91,8 @@ class CpuBackend : public Backend {
   absl::Status DoPositionScale(const PositionScaleParams& p) override;
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
+  absl::Status DoSummarizePages(const PageSummaryParams& p) override;
+  absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;
   absl::Status DoAdd(const AddParams& p) override;
   absl::Status DoSoftcap(const SoftcapParams& p) override;
@@ -110,6 +112,7 @@ class CpuBackend : public Backend {
   }
 
   QuantizedRows Quantize(const TensorView& x);
+  absl::Status SelectOfTiles(const SelectPagesParams& p, int32_t first_tile, int32_t end_tile);
 
   const CpuKernels& kernels_;
   ThreadPool pool_;
@@ -119,6 +122,7 @@ class CpuBackend : public Backend {
   RopeTables rope_tables_;
   std::unique_ptr<AttentionPlan> attention_plan_;
   Scratch attention_partials_;
+  Scratch page_scores_;
 };
 
 }  // namespace cpu

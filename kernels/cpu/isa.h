@@ -87,6 +87,19 @@ struct AttentionTile {
   int64_t keys_read = 0;  // added to: (row, key) scores computed
 };
 
+// scores[p] = the largest score of `heads` queries for the page whose summary is summaries[p]; see
+// SelectPagesParams.
+struct PageScoreArgs {
+  KvDType dtype = KvDType::kF32;  // of the cache
+  PageScore kind = PageScore::kBound;
+  const float* q = nullptr;  // [heads, dim]
+  int32_t heads = 0;
+  int64_t dim = 0;
+  const void* const* summaries = nullptr;  // [num_pages]
+  int64_t num_pages = 0;
+  float* scores = nullptr;  // [num_pages]
+};
+
 struct CpuKernels {
   const char* name;
   int tile_rows;  // packed query rows of one register tile
@@ -109,6 +122,10 @@ struct CpuKernels {
   // into (max, sum, acc) of `rows` rows, merges `from`, which covers later positions.
   void (*merge_states)(int32_t rows, int32_t padded_dim, const SoftmaxState& from,
                        const SoftmaxState& into);
+
+  // The summary of the first `count` keys of one head's page; see PageSummaryParams.
+  void (*summarize_keys)(KvDType dtype, const void* keys, int64_t count, int64_t dim, void* out);
+  void (*score_pages)(const PageScoreArgs& args);
 
   void (*rms_norm)(const float* x, const float* weight, float offset, float eps, int64_t n,
                    float* out);

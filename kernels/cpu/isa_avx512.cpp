@@ -24,6 +24,7 @@ namespace {
 #include "kernels/cpu/simd/math.inc"
 #include "kernels/cpu/simd/elementwise.inc"
 #include "kernels/cpu/simd/kv_load_avx2.inc"
+#include "kernels/cpu/simd/selection.inc"
 #include "kernels/cpu/simd/attention.inc"
 #include "kernels/cpu/simd/attention_few_avx2.inc"
 #include "kernels/cpu/simd/float_linear.inc"

@@ -13,6 +13,7 @@ namespace {
 #include "kernels/cpu/simd/math.inc"
 #include "kernels/cpu/simd/elementwise.inc"
 #include "kernels/cpu/simd/kv_load_portable.inc"
+#include "kernels/cpu/simd/selection.inc"
 #include "kernels/cpu/simd/attention.inc"
 #include "kernels/cpu/simd/float_linear.inc"
 #include "kernels/cpu/simd/quant_panel_portable.inc"

@@ -205,6 +205,16 @@ absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
 
 absl::Status CudaBackend::DoAttention(const AttentionParams& p) { return attention_.Run(p); }
 
+absl::Status CudaBackend::SupportsSelection() const {
+  return absl::UnimplementedError(
+      "the CUDA backend cannot rank pages by queries yet; use --device cpu, or a plan without "
+      "query-dependent patterns.");
+}
+
+absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams&) { return SupportsSelection(); }
+
+absl::Status CudaBackend::DoSelectPages(const SelectPagesParams&) { return SupportsSelection(); }
+
 absl::Status CudaBackend::DoGatedActivation(const GatedActivationParams& p) {
   return context_->Check(LaunchGatedActivation(p, context_->stream()), "GatedActivation");
 }

@@ -29,6 +29,7 @@ class CudaBackend : public Backend {
   absl::Status BeginStep(std::span<const HostArray> arrays) override;
   absl::Status EndStep() override;
   absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
+  absl::Status SupportsSelection() const override;
   bool healthy() const override { return context_->healthy(); }
 
  private:
@@ -44,6 +45,8 @@ class CudaBackend : public Backend {
   absl::Status DoPositionScale(const PositionScaleParams& p) override;
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
+  absl::Status DoSummarizePages(const PageSummaryParams& p) override;
+  absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;
   absl::Status DoAdd(const AddParams& p) override;
   absl::Status DoSoftcap(const SoftcapParams& p) override;

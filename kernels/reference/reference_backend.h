@@ -40,6 +40,8 @@ class ReferenceBackend : public Backend {
   absl::Status DoPositionScale(const PositionScaleParams& p) override;
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
+  absl::Status DoSummarizePages(const PageSummaryParams& p) override;
+  absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;
   absl::Status DoAdd(const AddParams& p) override;
   absl::Status DoSoftcap(const SoftcapParams& p) override;

@@ -37,7 +37,7 @@ class Mirror {
     view.data = Range(host.data, bytes, out);
     return view;
   }
-  // K and V lie in one range.
+  // K, V and summaries lie in one range, k first where there are summaries.
   PagedKv Cache(const PagedKv& host, bool out) {
     char* k = static_cast<char*>(host.k);
     char* v = static_cast<char*>(host.v);
@@ -51,6 +51,9 @@ class Mirror {
     char* copy = static_cast<char*>(Range(begin, std::max(k, v) + each - begin, out));
     cache.k = copy + (k - begin);
     cache.v = copy + (v - begin);
+    if (host.summaries != nullptr) {
+      cache.summaries = copy + (static_cast<char*>(host.summaries) - begin);
+    }
     return cache;
   }
 
@@ -159,9 +162,27 @@ class MirroredBackend : public Backend {
     d.q = m.View(p.q);
     d.out = m.View(p.out, true);
     d.cache = m.Cache(p.cache, false);
+    if (p.selection.entries_made) {
+      d.selection.entries =
+          static_cast<int32_t*>(m.Range(p.selection.entries, 4 * p.selection.num_entries));
+    }
     d.sinks = static_cast<float*>(m.Range(p.sinks, 4 * heads));
     d.lse = static_cast<float*>(m.Range(p.lse, 4 * heads * p.q.shape[0], true));
     return m.Run([&] { return inner_->Attention(d); });
+  }
+  absl::Status DoSummarizePages(const PageSummaryParams& p) override {
+    Mirror m(*inner_);
+    PageSummaryParams d = p;
+    d.cache = m.Cache(p.cache, true);
+    return m.Run([&] { return inner_->SummarizePages(d); });
+  }
+  absl::Status DoSelectPages(const SelectPagesParams& p) override {
+    Mirror m(*inner_);
+    SelectPagesParams d = p;
+    d.q = m.View(p.q);
+    d.cache = m.Cache(p.cache, false);
+    d.entries = static_cast<int32_t*>(m.Range(p.entries, 4 * p.num_entries, true));
+    return m.Run([&] { return inner_->SelectPages(d); });
   }
   absl::Status DoGatedActivation(const GatedActivationParams& p) override {
     Mirror m(*inner_);

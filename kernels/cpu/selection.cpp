@@ -1,0 +1,171 @@
+#include <algorithm>
+#include <atomic>
+
+#include "kernels/cpu/cpu_backend.h"
+
+namespace longstride::kernels::cpu {
+namespace {
+
+constexpr int32_t kTilesAtOnce = 64;   // bounds the memory of scores
+constexpr int64_t kPagesOfTask = 128;  // scored by one thread
+
+// One list to be made from scores.
+struct RankedList {
+  const QueryTile* tile;
+  int32_t first_head, num_heads;  // query heads
+  int32_t kv_head;
+  int64_t tail_begin;  // pages from here on are taken anyway
+  int32_t count;
+  float* q;       // [num_heads, head_dim] the tile's mean
+  float* scores;  // [tail_begin]
+  int32_t* entries;
+};
+
+void PoolQueries(const SelectPagesParams& p, const RankedList& list) {
+  const int64_t dim = p.cache.head_dim;
+  for (int32_t h = 0; h < list.num_heads; ++h) {
+    float* mean = list.q + h * dim;
+    std::fill_n(mean, dim, 0.0f);
+    for (int32_t r = 0; r < list.tile->num_rows; ++r) {
+      const float* q = p.q.ptr<float>() + (list.tile->row_begin + r) * p.q.strides[0] +
+                       (list.first_head + h) * p.q.strides[1];
+      for (int64_t d = 0; d < dim; ++d) mean[d] += q[d];
+    }
+    for (int64_t d = 0; d < dim; ++d) mean[d] /= static_cast<float>(list.tile->num_rows);
+  }
+}
+
+// Writes the list: what is taken anyway and the best of the pages between, ascending.
+void TakeBest(int64_t sink_pages, const RankedList& list, std::vector<int32_t>* order) {
+  int32_t* out = list.entries;
+  const int64_t sinks = std::min<int64_t>(sink_pages, list.tail_begin);
+  for (int64_t page = 0; page < sinks; ++page) *out++ = static_cast<int32_t>(page);
+  const int64_t pages = CandidatePages(*list.tile);
+  const int64_t wanted = list.count - sinks - (pages - list.tail_begin);
+  order->clear();
+  for (int64_t page = sinks; page < list.tail_begin; ++page) {
+    order->push_back(static_cast<int32_t>(page));
+  }
+  const auto better = [&](int32_t a, int32_t b) {
+    return list.scores[a] > list.scores[b] || (list.scores[a] == list.scores[b] && a < b);
+  };
+  std::nth_element(order->begin(), order->begin() + wanted, order->end(), better);
+  std::sort(order->begin(), order->begin() + wanted);
+  out = std::copy_n(order->begin(), wanted, out);
+  for (int64_t page = list.tail_begin; page < pages; ++page) *out++ = static_cast<int32_t>(page);
+}
+
+}  // namespace
+
+absl::Status CpuBackend::DoSummarizePages(const PageSummaryParams& p) {
+  const int64_t summary_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+  const int64_t heads = p.cache.num_heads;
+  ForRows(p.num_pages * heads, int64_t{kPageTokens} * p.cache.head_dim, [&](int64_t i) {
+    const int64_t page = p.page_ids[i / heads] * p.cache.page_stride;
+    const int64_t h = i % heads;
+    kernels_.summarize_keys(p.cache.dtype,
+                            static_cast<const char*>(p.cache.k) + page + h * p.cache.head_stride,
+                            p.counts[i / heads], p.cache.head_dim,
+                            static_cast<char*>(p.cache.summaries) + page + h * summary_bytes);
+  });
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::DoSelectPages(const SelectPagesParams& p) {
+  for (int32_t t = 0; t < p.num_tiles; t += kTilesAtOnce) {
+    RETURN_IF_ERROR(SelectOfTiles(p, t, std::min(p.num_tiles, t + kTilesAtOnce)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first_tile,
+                                       int32_t end_tile) {
+  const auto heads = static_cast<int32_t>(p.q.shape[1]);
+  const int32_t group = heads / p.cache.num_heads;
+  const bool per_q_head = p.list_heads == ListHeads::kPerQHead;
+  const int32_t list_heads = per_q_head ? heads : p.cache.num_heads;
+  const int64_t dim = p.cache.head_dim;
+
+  std::vector<RankedList> lists;
+  struct Task {
+    size_t list;
+    int64_t begin, end;
+  };
+  std::vector<Task> tasks;
+  int64_t num_scores = 0;
+  for (int32_t t = first_tile; t < end_tile; ++t) {
+    const QueryTile& tile = p.tiles[t];
+    const int64_t pages = CandidatePages(tile);
+    for (int32_t h = 0; h < list_heads; ++h) {
+      int32_t* entries = p.entries + p.list_begin[int64_t{h} * p.num_tiles + t];
+      if (p.counts[t] == pages) {
+        for (int64_t page = 0; page < pages; ++page) entries[page] = static_cast<int32_t>(page);
+        continue;
+      }
+      const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
+      for (int64_t begin = 0; begin < tail_begin; begin += kPagesOfTask) {
+        tasks.push_back({lists.size(), begin, std::min(tail_begin, begin + kPagesOfTask)});
+      }
+      lists.push_back({.tile = &tile,
+                       .first_head = per_q_head ? h : h * group,
+                       .num_heads = per_q_head ? 1 : group,
+                       .kv_head = per_q_head ? h / group : h,
+                       .tail_begin = tail_begin,
+                       .count = p.counts[t],
+                       .q = nullptr,
+                       .scores = nullptr,
+                       .entries = entries});
+      num_scores += tail_begin;
+    }
+  }
+  if (lists.empty()) return absl::OkStatus();
+
+  const int64_t num_pooled = (end_tile - first_tile) * int64_t{heads} * dim;
+  auto* memory = static_cast<float*>(
+      page_scores_.Get((num_scores + num_pooled) * static_cast<int64_t>(sizeof(float))));
+  float* scores = memory + num_pooled;
+  for (RankedList& list : lists) {
+    list.q = memory;
+    list.scores = scores;
+    memory += list.num_heads * dim;
+    scores += list.tail_begin;
+  }
+  pool_.ParallelFor(static_cast<int64_t>(lists.size()),
+                    [&](int64_t i, int) { PoolQueries(p, lists[static_cast<size_t>(i)]); });
+  std::atomic<int64_t> missing{-1};
+  const int64_t summary_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+    const Task& task = tasks[static_cast<size_t>(i)];
+    const RankedList& list = lists[task.list];
+    const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
+    const void* summaries[kPagesOfTask];
+    for (int64_t page = task.begin; page < task.end; ++page) {
+      if (pages[page] < 0 || pages[page] >= p.cache.num_pages) {
+        missing.store(page);
+        return;
+      }
+      summaries[page - task.begin] = static_cast<const char*>(p.cache.summaries) +
+                                     pages[page] * p.cache.page_stride +
+                                     list.kv_head * summary_bytes;
+    }
+    kernels_.score_pages({.dtype = p.cache.dtype,
+                          .kind = p.score,
+                          .q = list.q,
+                          .heads = list.num_heads,
+                          .dim = dim,
+                          .summaries = summaries,
+                          .num_pages = task.end - task.begin,
+                          .scores = list.scores + task.begin});
+  });
+  if (missing.load() >= 0) {
+    return absl::InternalError(StrCat("SelectPages: logical page ", missing.load(),
+                                      " is a candidate but its sequence does not hold it"));
+  }
+  std::vector<std::vector<int32_t>> orders(static_cast<size_t>(pool_.num_threads()));
+  pool_.ParallelFor(static_cast<int64_t>(lists.size()), [&](int64_t i, int thread) {
+    TakeBest(p.sink_pages, lists[static_cast<size_t>(i)], &orders[static_cast<size_t>(thread)]);
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::kernels::cpu

@@ -1,0 +1,157 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "kernels/quant.h"
+#include "kernels/reference/reference_backend.h"
+
+namespace longstride::kernels {
+namespace {
+
+DType RowType(KvDType t) {
+  return t == KvDType::kF16 ? DType::kF16 : t == KvDType::kBF16 ? DType::kBF16 : DType::kF32;
+}
+
+float KeyValue(const PagedKv& cache, const char* page, int32_t slot, int32_t d) {
+  const int64_t at = int64_t{slot} * cache.head_dim + d;
+  switch (cache.dtype) {
+    case KvDType::kF32:
+      return reinterpret_cast<const float*>(page)[at];
+    case KvDType::kF16:
+      return HalfToFloat(reinterpret_cast<const uint16_t*>(page)[at]);
+    case KvDType::kBF16:
+      return Bfloat16ToFloat(reinterpret_cast<const uint16_t*>(page)[at]);
+    case KvDType::kQ8: {
+      float scale;
+      std::memcpy(&scale, page + int64_t{kPageTokens} * cache.head_dim + 4 * slot, sizeof(scale));
+      return static_cast<float>(reinterpret_cast<const int8_t*>(page)[at]) * scale;
+    }
+  }
+  return 0.0f;
+}
+
+void StoreValue(KvDType dtype, char* row, int32_t d, float value) {
+  switch (RowType(dtype)) {
+    case DType::kF16:
+      reinterpret_cast<uint16_t*>(row)[d] = FloatToHalf(value);
+      return;
+    case DType::kBF16:
+      reinterpret_cast<uint16_t*>(row)[d] = FloatToBfloat16(value);
+      return;
+    default:
+      reinterpret_cast<float*>(row)[d] = value;
+  }
+}
+
+// The query heads [first, +count) of one list, and the KV head that they read.
+struct ListHead {
+  int64_t first, count, kv_head;
+};
+
+ListHead ListHeadOf(const SelectPagesParams& p, int64_t h) {
+  const int64_t group = p.q.shape[1] / p.cache.num_heads;
+  if (p.list_heads == ListHeads::kPerKvHead) return {h * group, group, h};
+  return {h, 1, h / group};
+}
+
+float Score(PageScore kind, const std::vector<float>& q, const std::vector<float>& summary) {
+  const size_t dim = q.size();
+  float score = 0.0f;
+  for (size_t d = 0; d < dim; ++d) {
+    score += kind == PageScore::kMean ? q[d] * summary[2 * dim + d]
+                                      : std::max(q[d] * summary[d], q[d] * summary[dim + d]);
+  }
+  return score;
+}
+
+// Scores of the pages [0, scores->size()) of a tile's sequence for one list head.
+absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const ListHead& list,
+                        std::vector<float>* scores) {
+  const int64_t dim = p.cache.head_dim;
+  std::vector<std::vector<float>> pooled;
+  for (int64_t h = list.first; h < list.first + list.count; ++h) {
+    std::vector<float> mean(static_cast<size_t>(dim), 0.0f);
+    for (int32_t r = 0; r < tile.num_rows; ++r) {
+      const float* q =
+          p.q.ptr<float>() + (tile.row_begin + r) * p.q.strides[0] + h * p.q.strides[1];
+      for (int64_t d = 0; d < dim; ++d) mean[d] += q[d];
+    }
+    for (float& x : mean) x /= static_cast<float>(tile.num_rows);
+    pooled.push_back(std::move(mean));
+  }
+  std::vector<float> summary(static_cast<size_t>(kSummaryRows * dim));
+  for (size_t page = 0; page < scores->size(); ++page) {
+    const int32_t id = p.page_table.pages[tile.sequence * p.page_table.stride + page];
+    if (id < 0 || id >= p.cache.num_pages) {
+      return absl::InternalError(StrCat("SelectPages: logical page ", page, " of sequence ",
+                                        tile.sequence, " is a candidate but is page ", id));
+    }
+    const char* row = static_cast<const char*>(p.cache.summaries) + id * p.cache.page_stride +
+                      list.kv_head * PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+    DequantizeRow(RowType(p.cache.dtype), row, kSummaryRows * dim, summary.data());
+    float best = -std::numeric_limits<float>::infinity();
+    for (const std::vector<float>& q : pooled) {
+      const float score = Score(p.score, q, summary);
+      if (score > best) best = score;
+    }
+    (*scores)[page] = best;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
+  const int64_t row_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim) / kSummaryRows;
+  for (int32_t i = 0; i < p.num_pages; ++i) {
+    for (int32_t h = 0; h < p.cache.num_heads; ++h) {
+      const int64_t page = p.page_ids[i] * p.cache.page_stride;
+      const char* keys = static_cast<const char*>(p.cache.k) + page + h * p.cache.head_stride;
+      char* out = static_cast<char*>(p.cache.summaries) + page + h * kSummaryRows * row_bytes;
+      for (int32_t d = 0; d < p.cache.head_dim; ++d) {
+        float min = KeyValue(p.cache, keys, 0, d);
+        float max = min, sum = min;
+        for (int32_t slot = 1; slot < p.counts[i]; ++slot) {
+          const float key = KeyValue(p.cache, keys, slot, d);
+          if (key < min) min = key;
+          if (key > max) max = key;
+          sum += key;
+        }
+        StoreValue(p.cache.dtype, out, d, min);
+        StoreValue(p.cache.dtype, out + row_bytes, d, max);
+        StoreValue(p.cache.dtype, out + 2 * row_bytes, d, sum / static_cast<float>(p.counts[i]));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
+  const int64_t list_heads =
+      p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : p.q.shape[1];
+  for (int64_t h = 0; h < list_heads; ++h) {
+    for (int32_t t = 0; t < p.num_tiles; ++t) {
+      const QueryTile& tile = p.tiles[t];
+      const int64_t pages = CandidatePages(tile);
+      std::vector<int32_t> order(static_cast<size_t>(pages));
+      std::iota(order.begin(), order.end(), 0);
+      if (p.counts[t] < pages) {
+        const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
+        std::vector<float> scores(static_cast<size_t>(tail_begin));
+        RETURN_IF_ERROR(ScorePages(p, tile, ListHeadOf(p, h), &scores));
+        const auto forced = [&](int32_t page) { return page < p.sink_pages || page >= tail_begin; };
+        std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+          if (forced(a) || forced(b)) return forced(a) && !forced(b);
+          return scores[a] > scores[b];
+        });
+      }
+      std::sort(order.begin(), order.begin() + p.counts[t]);
+      std::copy_n(order.begin(), p.counts[t], p.entries + p.list_begin[h * p.num_tiles + t]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::kernels

@@ -1,0 +1,473 @@
+// Page summaries and lists made from queries, on every backend, against naive answers in double.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "gmock/gmock.h"
+#include "tests/kernels/mirrored_backend.h"
+#include "tests/kernels/test_util.h"
+
+namespace longstride::kernels {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A cache of scattered pages for a few sequences; what nobody wrote is not-a-number.
+struct SelectionCase {
+  int32_t q_heads = 4, kv_heads = 2, dim = 64;
+  KvDType dtype = KvDType::kF16;
+  std::vector<int64_t> kv_lens;
+  std::vector<std::vector<float>> keys;  // [sequence]: [kv_len, KV heads, dim] as stored
+
+  std::shared_ptr<Buffer> memory;
+  PagedKv cache;
+  std::vector<int32_t> pages;
+  int64_t stride = 1;
+
+  PageTable table() const {
+    return {pages.data(), stride, static_cast<int32_t>(kv_lens.size())};
+  }
+  int32_t PageOf(size_t sequence, int64_t position) const {
+    return pages[sequence * stride + position / kPageTokens];
+  }
+  // Channel values of one key.
+  const float* Key(size_t sequence, int64_t position, int32_t kv_head) const {
+    return keys[sequence].data() + (position * kv_heads + kv_head) * dim;
+  }
+};
+
+// One call of SelectPages with its output.
+struct Request {
+  PageScore score = PageScore::kBound;
+  ListHeads list_heads = ListHeads::kPerKvHead;
+  int32_t sink_pages = 0, recent_pages = 1;
+  std::vector<QueryTile> tiles;
+  std::vector<int32_t> counts;
+  std::vector<int64_t> list_begin;
+  std::vector<int32_t> entries;
+  std::vector<float> q;
+  int64_t rows = 0;
+
+  int32_t num_lists(const SelectionCase& c) const {
+    return list_heads == ListHeads::kPerKvHead ? c.kv_heads : c.q_heads;
+  }
+  std::vector<int32_t> List(int32_t h, size_t t) const {
+    const auto begin = entries.begin() + list_begin[h * tiles.size() + t];
+    return {begin, begin + counts[t]};
+  }
+};
+
+class SelectionTest : public SeededTest, public testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    backend_ = MakeByName(GetParam());
+    if (backend_ == nullptr) GTEST_SKIP() << "this machine has no " << GetParam();
+    const absl::Status supported = backend_->SupportsSelection();
+    if (!supported.ok()) GTEST_SKIP() << supported;
+  }
+
+  SelectionCase RandomCase(const std::vector<int64_t>& kv_lens) {
+    SelectionCase c;
+    c.kv_heads = RandomInt(1, 3);
+    c.q_heads = c.kv_heads * RandomInt(1, 6);
+    c.dim = std::vector<int32_t>{8, 24, 64, 80, 100, 128, 256}[RandomInt(0, 6)];
+    c.dtype = static_cast<KvDType>(RandomInt(0, 3));
+    Place(c, kv_lens);
+    return c;
+  }
+
+  // Allocates and writes random keys, in steps of random sizes, summarising as a decoder does.
+  void Place(SelectionCase& c, const std::vector<int64_t>& kv_lens) {
+    c.kv_lens = kv_lens;
+    int64_t used = 0;
+    for (const int64_t n : kv_lens) {
+      used += (n + kPageTokens - 1) / kPageTokens;
+      c.stride = std::max(c.stride, (n + kPageTokens - 1) / kPageTokens + 1);
+    }
+    const int64_t head_bytes = KvHeadPageBytes(c.dtype, c.dim);
+    const int64_t plane = head_bytes * c.kv_heads;
+    const int64_t summaries = PageSummaryBytes(c.dtype, c.dim) * c.kv_heads;
+    const int64_t page = (2 * plane + summaries + 63) / 64 * 64;
+    const auto num_pages = static_cast<int32_t>(used + 3);
+    c.memory = std::make_shared<Buffer>(*backend_->Reserve(page * num_pages));
+    std::memset(c.memory->data(), 0xff, c.memory->bytes());
+    char* base = c.memory->as<char>();
+    c.cache = {.k = base,
+               .v = base + plane,
+               .page_stride = page,
+               .head_stride = head_bytes,
+               .num_pages = num_pages,
+               .num_heads = c.kv_heads,
+               .head_dim = c.dim,
+               .dtype = c.dtype,
+               .summaries = base + 2 * plane};
+    std::vector<int32_t> ids(num_pages);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), rng);
+    c.pages.assign(kv_lens.size() * c.stride, kNoPage);
+    size_t next = 0;
+    for (size_t s = 0; s < kv_lens.size(); ++s) {
+      for (int64_t p = 0; p < (kv_lens[s] + kPageTokens - 1) / kPageTokens; ++p) {
+        c.pages[s * c.stride + p] = ids[next++];
+      }
+      c.keys.push_back(Normal(kv_lens[s] * c.kv_heads * c.dim));
+      for (int64_t at = 0; at < kv_lens[s];) {
+        const int64_t count = std::min<int64_t>(kv_lens[s] - at, RandomInt(1, 200));
+        Append(c, s, at, count);
+        at += count;
+      }
+      Store(c, s);
+    }
+  }
+
+  void Append(SelectionCase& c, size_t s, int64_t at, int64_t count) {
+    std::vector<int32_t> page_ids, slots, touched, counts;
+    for (int64_t j = at; j < at + count; ++j) {
+      page_ids.push_back(c.PageOf(s, j));
+      slots.push_back(static_cast<int32_t>(j % kPageTokens));
+      if (touched.empty() || touched.back() != page_ids.back()) {
+        touched.push_back(page_ids.back());
+        counts.push_back(0);
+      }
+      counts.back() = slots.back() + 1;
+    }
+    const int64_t width = int64_t{c.kv_heads} * c.dim;
+    std::vector<float> part(c.keys[s].begin() + at * width,
+                            c.keys[s].begin() + (at + count) * width);
+    ASSERT_LS_OK(backend_->KvWrite({.k = View3(part, count, c.kv_heads, c.dim),
+                                    .v = View3(part, count, c.kv_heads, c.dim),
+                                    .cache = c.cache,
+                                    .page_ids = page_ids.data(),
+                                    .slots = slots.data()}));
+    ASSERT_LS_OK(backend_->SummarizePages({.cache = c.cache,
+                                           .page_ids = touched.data(),
+                                           .counts = counts.data(),
+                                           .num_pages = static_cast<int32_t>(touched.size())}));
+  }
+
+  // From here on the problem is posed in what the cache holds.
+  static void Store(SelectionCase& c, size_t s) {
+    for (size_t i = 0; i < c.keys[s].size(); i += c.dim) {
+      float* x = c.keys[s].data() + i;
+      std::vector<int8_t> codes(c.dim);
+      float scale = 0.0f;
+      if (c.dtype == KvDType::kQ8) QuantizeKvRow(x, c.dim, codes.data(), &scale);
+      for (int32_t d = 0; d < c.dim; ++d) {
+        if (c.dtype == KvDType::kQ8) x[d] = static_cast<float>(codes[d]) * scale;
+        if (c.dtype == KvDType::kF16) x[d] = HalfToFloat(FloatToHalf(x[d]));
+        if (c.dtype == KvDType::kBF16) x[d] = Bfloat16ToFloat(FloatToBfloat16(x[d]));
+      }
+    }
+  }
+
+  // A stored summary value.
+  static float Summary(const SelectionCase& c, int32_t page, int32_t head, int row, int32_t d) {
+    const int64_t bytes = PageSummaryBytes(c.dtype, c.dim);
+    const char* at = static_cast<const char*>(c.cache.summaries) + page * c.cache.page_stride +
+                     head * bytes + row * (bytes / kSummaryRows);
+    if (c.dtype == KvDType::kF16) return HalfToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
+    if (c.dtype == KvDType::kBF16) return Bfloat16ToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
+    return reinterpret_cast<const float*>(at)[d];
+  }
+
+  // Tiles over the last rows of every sequence.
+  Request RandomRequest(const SelectionCase& c) {
+    Request r;
+    r.score = RandomInt(0, 1) == 0 ? PageScore::kBound : PageScore::kMean;
+    r.list_heads = RandomInt(0, 1) == 0 ? ListHeads::kPerKvHead : ListHeads::kPerQHead;
+    r.sink_pages = RandomInt(0, 2);
+    r.recent_pages = RandomInt(0, 3);
+    for (size_t s = 0; s < c.kv_lens.size(); ++s) {
+      const int64_t tile = RandomInt(0, 1) == 0 ? 1 : 128;
+      int64_t at = std::max<int64_t>(0, c.kv_lens[s] - RandomInt(1, 300));
+      if (tile == 1) at = std::max(at, c.kv_lens[s] - 5);
+      while (at < c.kv_lens[s]) {
+        const int64_t end = std::min((at / tile + 1) * tile, c.kv_lens[s]);
+        r.tiles.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r.rows),
+                           static_cast<int32_t>(end - at), static_cast<int32_t>(at)});
+        r.rows += end - at;
+        at = end;
+      }
+    }
+    for (const QueryTile& tile : r.tiles) {
+      const auto least =
+          static_cast<int32_t>(ForcedPages(tile, r.sink_pages, r.recent_pages));
+      r.counts.push_back(RandomInt(least, static_cast<int32_t>(CandidatePages(tile))));
+    }
+    r.q = Normal(r.rows * c.q_heads * c.dim);
+    Layout(c, r);
+    return r;
+  }
+
+  static void Layout(const SelectionCase& c, Request& r) {
+    int64_t next = 0;
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (const int32_t count : r.counts) {
+        r.list_begin.push_back(next);
+        next += count;
+      }
+    }
+    r.entries.assign(next, 12345);
+  }
+
+  static SelectPagesParams ParamsOf(const SelectionCase& c, Request& r) {
+    return {.q = View3(r.q, r.rows, c.q_heads, c.dim),
+            .cache = c.cache,
+            .page_table = c.table(),
+            .score = r.score,
+            .list_heads = r.list_heads,
+            .sink_pages = r.sink_pages,
+            .recent_pages = r.recent_pages,
+            .num_tiles = static_cast<int32_t>(r.tiles.size()),
+            .tiles = r.tiles.data(),
+            .counts = r.counts.data(),
+            .list_begin = r.list_begin.data(),
+            .entries = r.entries.data(),
+            .num_entries = static_cast<int64_t>(r.entries.size())};
+  }
+
+  // In double: the score of each complete page for (list head, tile).
+  static std::vector<double> NaiveScores(const SelectionCase& c, const Request& r, int32_t h,
+                                         size_t t) {
+    const QueryTile& tile = r.tiles[t];
+    const int32_t group = c.q_heads / c.kv_heads;
+    const bool per_kv = r.list_heads == ListHeads::kPerKvHead;
+    std::vector<double> scores;
+    for (int64_t page = 0; page < tile.first_position / kPageTokens; ++page) {
+      double best = -std::numeric_limits<double>::infinity();
+      for (int32_t q = per_kv ? h * group : h; q < (per_kv ? (h + 1) * group : h + 1); ++q) {
+        double score = 0;
+        for (int32_t d = 0; d < c.dim; ++d) {
+          double mean_q = 0;
+          for (int32_t row = 0; row < tile.num_rows; ++row) {
+            mean_q += r.q[((tile.row_begin + row) * c.q_heads + q) * c.dim + d] /
+                      static_cast<double>(tile.num_rows);
+          }
+          double min = 1e30, max = -1e30, mean = 0;
+          for (int64_t j = page * kPageTokens; j < (page + 1) * kPageTokens; ++j) {
+            const double key = c.Key(tile.sequence, j, q / group)[d];
+            min = std::min(min, key);
+            max = std::max(max, key);
+            mean += key / kPageTokens;
+          }
+          score += r.score == PageScore::kMean ? mean_q * mean
+                                               : std::max(mean_q * min, mean_q * max);
+        }
+        best = std::max(best, score);
+      }
+      scores.push_back(best);
+    }
+    return scores;
+  }
+
+  std::unique_ptr<Backend> backend_;
+};
+
+TEST_P(SelectionTest, SummariesAreThoseOfTheStoredKeys) {
+  for (int trial = 0; trial < 12; ++trial) {
+    SelectionCase c = RandomCase({1, 64 * RandomInt(1, 3) + RandomInt(-1, 1), RandomInt(2, 300)});
+    SCOPED_TRACE(testing::Message() << "dim " << c.dim << " dtype " << KvDTypeName(c.dtype));
+    for (size_t s = 0; s < c.kv_lens.size(); ++s) {
+      for (int64_t begin = 0; begin < c.kv_lens[s]; begin += kPageTokens) {
+        const int64_t end = std::min(begin + kPageTokens, c.kv_lens[s]);
+        for (int32_t h = 0; h < c.kv_heads; ++h) {
+          for (int32_t d = 0; d < c.dim; ++d) {
+            float min = c.Key(s, begin, h)[d], max = min, sum = 0.0f;
+            for (int64_t j = begin; j < end; ++j) {
+              const float key = c.Key(s, j, h)[d];
+              min = std::min(min, key);
+              max = std::max(max, key);
+              sum += key;
+            }
+            const int32_t page = c.PageOf(s, begin);
+            ASSERT_EQ(Summary(c, page, h, 0, d), min);
+            ASSERT_EQ(Summary(c, page, h, 1, d), max);
+            const float mean = sum / static_cast<float>(end - begin);
+            const float rounded = c.dtype == KvDType::kF16 ? HalfToFloat(FloatToHalf(mean))
+                                  : c.dtype == KvDType::kBF16
+                                      ? Bfloat16ToFloat(FloatToBfloat16(mean))
+                                      : mean;
+            ASSERT_EQ(Summary(c, page, h, 2, d), rounded);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
+  for (int trial = 0; trial < 30; ++trial) {
+    SelectionCase c = RandomCase({1, 64 * RandomInt(4, 9) + RandomInt(-1, 1), RandomInt(2, 900)});
+    Request r = RandomRequest(c);
+    SCOPED_TRACE(testing::Message()
+                 << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
+                 << c.dim << " dtype " << KvDTypeName(c.dtype) << " sinks " << r.sink_pages
+                 << " recent " << r.recent_pages << " score " << static_cast<int>(r.score));
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    // Summaries in 16 bits round the mean.
+    const double slack = r.score == PageScore::kBound         ? 1e-4
+                         : c.dtype == KvDType::kBF16 ? 0.05
+                         : c.dtype == KvDType::kF16  ? 0.006
+                                                     : 1e-4;
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const QueryTile& tile = r.tiles[t];
+        const std::vector<int32_t> list = r.List(h, t);
+        ASSERT_TRUE(std::is_sorted(list.begin(), list.end()));
+        ASSERT_EQ(std::adjacent_find(list.begin(), list.end()), list.end());
+        const int64_t pages = CandidatePages(tile);
+        ASSERT_GE(list.front(), 0);
+        ASSERT_LT(list.back(), pages);
+        const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
+        const auto listed = [&](int64_t page) {
+          return std::binary_search(list.begin(), list.end(), page);
+        };
+        const std::vector<double> scores = NaiveScores(c, r, h, t);
+        double worst_taken = std::numeric_limits<double>::infinity();
+        double best_left = -std::numeric_limits<double>::infinity();
+        for (int64_t page = 0; page < pages; ++page) {
+          if (page < r.sink_pages || page >= tail) {
+            ASSERT_TRUE(listed(page)) << "page " << page << " is forced";
+          } else if (listed(page)) {
+            worst_taken = std::min(worst_taken, scores[page]);
+          } else {
+            best_left = std::max(best_left, scores[page]);
+          }
+        }
+        ASSERT_GE(worst_taken, best_left - slack);
+      }
+    }
+  }
+}
+
+// A row's list is the same bits of work alone, among others and in another order.
+TEST_P(SelectionTest, DoesNotDependOnCompany) {
+  SelectionCase c = RandomCase({700, 333, 1200});
+  Request all = RandomRequest(c);
+  ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, all)));
+  for (size_t t = 0; t < all.tiles.size(); ++t) {
+    Request one = all;
+    one.tiles = {all.tiles[t]};
+    one.counts = {all.counts[t]};
+    one.list_begin.clear();
+    Layout(c, one);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, one)));
+    for (int32_t h = 0; h < all.num_lists(c); ++h) ASSERT_EQ(one.List(h, 0), all.List(h, t));
+  }
+}
+
+// Pages with equal keys tie; the lower one is taken.
+TEST_P(SelectionTest, TiesGoToTheLowerPage) {
+  SelectionCase c;
+  c.dtype = KvDType::kF32;
+  c.dim = 24;
+  Place(c, {64 * 12});
+  for (int64_t page = 0; page < 12; ++page) {
+    for (int64_t j = page * 64; j < page * 64 + 64; ++j) {
+      const int64_t width = int64_t{c.kv_heads} * c.dim;
+      std::copy_n(c.keys[0].begin() + j % 64 * width, width, c.keys[0].begin() + j * width);
+    }
+    Append(c, 0, page * 64, 64);
+  }
+  for (const PageScore score : {PageScore::kBound, PageScore::kMean}) {
+    Request r;
+    r.score = score;
+    r.sink_pages = 1;
+    r.tiles = {{0, 0, 1, 64 * 12 - 1}};
+    r.rows = 1;
+    r.counts = {6};
+    r.q = Normal(c.q_heads * c.dim);
+    Layout(c, r);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    for (int32_t h = 0; h < c.kv_heads; ++h) {
+      EXPECT_EQ(r.List(h, 0), (std::vector<int32_t>{0, 1, 2, 3, 4, 11}));
+    }
+  }
+}
+
+// Queries that are not numbers rank nothing; those of other heads still count.
+TEST_P(SelectionTest, QueriesThatAreNotNumbersDoNotCount) {
+  SelectionCase c;
+  Place(c, {64 * 8});
+  Request r;
+  r.tiles = {{0, 0, 1, 64 * 8 - 1}};
+  r.rows = 1;
+  r.counts = {3};
+  r.q = Normal(c.q_heads * c.dim);
+  Layout(c, r);
+  Request clean = r;
+  // KV head 0: query heads 0 and 1; head 1 gives the ranking alone.
+  std::copy_n(clean.q.begin() + c.dim, c.dim, clean.q.begin());
+  r.q[3] = std::numeric_limits<float>::quiet_NaN();
+  for (int32_t d = 0; d < 2 * c.dim; ++d) {
+    r.q[2 * c.dim + d] = std::numeric_limits<float>::quiet_NaN();
+  }
+  ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+  ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, clean)));
+  EXPECT_EQ(r.List(0, 0), clean.List(0, 0));
+  EXPECT_EQ(r.List(1, 0), (std::vector<int32_t>{0, 1, 7}));
+}
+
+// All candidates: summaries and queries are not looked at.
+TEST_P(SelectionTest, WholeListsNeedNoScores) {
+  SelectionCase c = RandomCase({500});
+  std::memset(c.cache.summaries, 0xff, PageSummaryBytes(c.dtype, c.dim));
+  Request r;
+  r.tiles = {{0, 0, 116, 384}, {0, 116, 1, 63}};
+  r.rows = 117;
+  r.counts = {8, 1};
+  r.q.assign(r.rows * c.q_heads * c.dim, std::numeric_limits<float>::quiet_NaN());
+  Layout(c, r);
+  ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+  for (int32_t h = 0; h < c.kv_heads; ++h) {
+    EXPECT_EQ(r.List(h, 0), (std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7}));
+    EXPECT_EQ(r.List(h, 1), std::vector<int32_t>{0});
+  }
+  r.tiles.clear();
+  ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));  // nothing to do
+}
+
+TEST_P(SelectionTest, RefusesWhatBreaksTheContract) {
+  SelectionCase c = RandomCase({500});
+  Request r = RandomRequest(c);
+  r.tiles = {{0, 0, 1, 499}};
+  r.list_begin.clear();
+  r.counts = {8};
+  Layout(c, r);
+  const auto refusal = [&](auto spoil) {
+    SelectPagesParams p = ParamsOf(c, r);
+    Request bad = r;
+    spoil(p, bad);
+    p.tiles = bad.tiles.data();
+    p.counts = bad.counts.data();
+    return std::string(backend_->SelectPages(p).message());
+  };
+  EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.counts = {9}; }),
+              HasSubstr("no more than candidates, got 9"));
+  EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.counts = {0}; }),
+              HasSubstr("as many entries as are forced or more"));
+  EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.tiles[0].sequence = 1; }),
+              HasSubstr("a tile inside the step's rows"));
+  EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) { p.cache.summaries = nullptr; }),
+              HasSubstr("a cache with summaries"));
+  EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) { p.list_heads = ListHeads::kShared; }),
+              HasSubstr("lists per KV head"));
+  EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) { p.num_entries = 3; }),
+              HasSubstr("a list inside the entries"));
+  if (std::string(GetParam()) == "cuda") return;  // found when the step ends
+  c.pages[2] = kNoPage;
+  r.counts = {static_cast<int32_t>(ForcedPages(r.tiles[0], r.sink_pages, r.recent_pages))};
+  r.list_begin.clear();
+  Layout(c, r);
+  EXPECT_THAT(std::string(backend_->SelectPages(ParamsOf(c, r)).message()),
+              HasSubstr("logical page 2"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, SelectionTest,
+                         testing::Values("reference", "portable", "avx2", "avxvnni", "avx512vnni",
+                                         "cuda"),
+                         [](const auto& info) { return std::string(info.param); });
+
+}  // namespace
+}  // namespace longstride::kernels
