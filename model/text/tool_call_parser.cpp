@@ -1,5 +1,7 @@
 #include "model/text/tool_call_parser.h"
 
+#include <algorithm>
+
 #include "model/text/output_machine.h"
 
 namespace longstride::model {
@@ -75,8 +77,13 @@ OutputParser::OutputParser(OutputParserOptions options) : state_(std::make_uniqu
 OutputParser::~OutputParser() = default;
 
 std::vector<OutputPart> OutputParser::Push(std::string_view text) {
-  state_->buffer += text;
-  state_->machine->Consume(&state_->buffer, /*at_end=*/false);
+  // In pieces: a machine moves the rest of its buffer with every mark that it takes off.
+  constexpr size_t kPiece = 2048;
+  while (!text.empty()) {
+    state_->buffer += text.substr(0, kPiece);
+    text.remove_prefix(std::min(kPiece, text.size()));
+    state_->machine->Consume(&state_->buffer, /*at_end=*/false);
+  }
   return state_->sink.Take();
 }
 
