@@ -51,6 +51,14 @@ if(LONGSTRIDE_FUZZ)
   target_compile_options(longstride_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
 endif()
 
+# ls_uses_protobuf(<files>...): sources that include protobuf's headers. These lay out their types
+# differently under ThreadSanitizer, which the packaged library was built without.
+function(ls_uses_protobuf)
+  if(LONGSTRIDE_SANITIZE MATCHES "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -U__SANITIZE_THREAD__)
+  endif()
+endfunction()
+
 # ls_library(<name> SRCS ... DEPS ... [PRIVATE_DEPS ...])
 function(ls_library name)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
