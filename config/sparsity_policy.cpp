@@ -132,7 +132,7 @@ class PlanReader {
           StrCat("sparsity plan: got ", root.type_name(),
                  "; a plan is an object with \"default\" and \"layers\"."));
     }
-    static const std::vector<std::string> kKeys = {"name", "default", "layers"};
+    static const std::vector<std::string> kKeys = {"name", "default", "layers", "fidelity_report"};
     for (const auto& [key, value] : root.items()) {
       if (std::find(kKeys.begin(), kKeys.end(), key) == kKeys.end()) {
         return absl::InvalidArgumentError(StrCat("sparsity plan: unknown key ", Quoted(key),
@@ -149,6 +149,18 @@ class PlanReader {
       if (policy.name.empty() || policy.name.size() > kMaxNameBytes || !printable) {
         return At("name",
                   StrCat("a name has 1 to ", kMaxNameBytes, " printable ASCII characters."));
+      }
+    }
+    if (root.contains("fidelity_report")) {
+      ASSIGN_OR_RETURN(policy.fidelity_report, Text(root["fidelity_report"], "fidelity_report"));
+      constexpr std::string_view kPrefix = "sha256:";
+      const bool good = policy.fidelity_report.size() == kPrefix.size() + 64 &&
+                        policy.fidelity_report.starts_with(kPrefix) &&
+                        policy.fidelity_report.find_first_not_of(
+                            "0123456789abcdef", kPrefix.size()) == std::string::npos;
+      if (!good) {
+        return At("fidelity_report",
+                  "must be \"sha256:\" and the 64 lower-case hex digits of the report's digest.");
       }
     }
     policy.default_policy.place = "default";

@@ -15,7 +15,8 @@
 // Later rules win where they overlap. "native" is the checkpoint's own pattern of that layer.
 // "layers" is a list of indices and ranges, or the kind of the layer in the checkpoint: "full",
 // "windowed", "chunked"; absent means all layers. A parameter {"file": "name"} stands for the JSON
-// value in that file of the plan's own folder.
+// value in that file of the plan's own folder. An optional "fidelity_report": "sha256:…" names the
+// report (`longstride fidelity`) that the plan was chosen by; it changes nothing that is computed.
 #pragma once
 
 #include <cstdint>
@@ -79,6 +80,7 @@ struct SparsityPolicy {
   std::string name = "native";
   PatternPolicy default_policy;
   std::vector<LayerRule> rules;
+  std::string fidelity_report;  // "sha256:" and 64 hex digits of the report's JSON, or ""
 
   // `text`: a plan file's contents. Duplicate and unknown keys are errors. `folder`: where
   // {"file": …} parameters are looked up; "" refuses them.

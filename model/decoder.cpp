@@ -59,7 +59,7 @@ absl::Status DecoderImpl::Compute(const ModelInput& input, ModelOutput* output) 
 absl::Status DecoderImpl::RunLayer(size_t l) {
   const LayerSpec& layer = spec_->layers[l];
   const LayerWeights& views = layer.weights;
-  const PreparedLayer& w = weights_.layers[l];
+  const PreparedLayer& w = resident_->weights.layers[l];
   RETURN_IF_ERROR(Norm(x_, views.attn_norm, views.attn_norm_bias, &h_));
   TensorView qkv = Rows(work_.qkv, w.qkv->rows());
   RETURN_IF_ERROR(Linear(h_, w.qkv.get(), w.qkv_bias, qkv));
@@ -106,7 +106,7 @@ absl::Status DecoderImpl::Finish(ModelOutput* output) {
       TakeRows(h, layout_.logits_rows, last_ ? work_.last_stream : work_.stream, &input));
   if (input.data == nullptr) return absl::OkStatus();
   const TensorView logits = MatrixIn(work_.logits, input.shape[0], spec_->vocab_size);
-  RETURN_IF_ERROR(Linear(input, weights_.lm_head.get(), {}, logits));
+  RETURN_IF_ERROR(Linear(input, resident_->weights.lm_head.get(), {}, logits));
   Timed timed(&times_->other_ns);
   if (spec_->logit_scale != 1.0f || spec_->logit_softcap != 0.0f) {
     RETURN_IF_ERROR(backend_->Softcap(
@@ -190,6 +190,31 @@ DecoderImpl::DecoderImpl(kernels::Backend* backend, const ModelSpec* spec, const
 }
 
 absl::Status DecoderImpl::Init(const std::function<void(const TensorView&)>& release) {
+  RETURN_IF_ERROR(InitStep());
+  auto resident = std::make_shared<ResidentModel>();
+  RETURN_IF_ERROR(MakeResident(resident.get()));
+  ASSIGN_OR_RETURN(resident->weights, PrepareWeights(backend_, resident->spec, release));
+  spec_ = &resident->spec;
+  resident_ = std::move(resident);
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::InitSharing(std::shared_ptr<const ResidentModel> resident) {
+  RETURN_IF_ERROR(InitStep());
+  resident_ = std::move(resident);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> DecoderImpl::WithPlan(const SparsityPlan* plan,
+                                                               KvCache* cache,
+                                                               int32_t max_step_tokens) const {
+  auto decoder =
+      std::make_unique<DecoderImpl>(backend_, &resident_->spec, plan, cache, max_step_tokens);
+  RETURN_IF_ERROR(decoder->InitSharing(resident_));
+  return std::unique_ptr<Decoder>(std::move(decoder));
+}
+
+absl::Status DecoderImpl::InitStep() {
   RETURN_IF_ERROR(CheckSpec());
   const size_t num_patterns = plan_->patterns.size();
   used_before_last_.assign(num_patterns, false);
@@ -205,10 +230,7 @@ absl::Status DecoderImpl::Init(const std::function<void(const TensorView&)>& rel
     }
     layer_groups_.push_back(std::move(groups));
   }
-  RETURN_IF_ERROR(AllocateWorkspace());
-  RETURN_IF_ERROR(MakeResident());
-  ASSIGN_OR_RETURN(weights_, PrepareWeights(backend_, *spec_, release));
-  return absl::OkStatus();
+  return AllocateWorkspace();
 }
 
 // What the forward pass relies on beside the shapes that every family checks.
@@ -233,9 +255,9 @@ absl::Status DecoderImpl::CheckSpec() const {
   return absl::OkStatus();
 }
 
-absl::Status DecoderImpl::MakeResident() {
-  resident_ = *spec_;
-  spec_ = &resident_;
+absl::Status DecoderImpl::MakeResident(ResidentModel* resident) const {
+  ModelSpec& spec = resident->spec;
+  spec = *spec_;
   const auto hold = [this](std::initializer_list<TensorView*> views) -> absl::Status {
     for (TensorView* view : views) {
       if (view->data == nullptr) continue;
@@ -243,17 +265,16 @@ absl::Status DecoderImpl::MakeResident() {
     }
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(
-      hold({&resident_.embedding, &resident_.output_norm, &resident_.output_norm_bias}));
-  for (LayerSpec& layer : resident_.layers) {
+  RETURN_IF_ERROR(hold({&spec.embedding, &spec.output_norm, &spec.output_norm_bias}));
+  for (LayerSpec& layer : spec.layers) {
     LayerWeights& w = layer.weights;
-    RETURN_IF_ERROR(hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.sinks, &w.bo,
-                          &w.post_attn_norm, &w.mlp_norm, &w.mlp_norm_bias, &w.down_bias,
-                          &w.post_mlp_norm, &w.router_bias, &w.expert_gate_up_bias,
-                          &w.expert_down_bias}));
+    RETURN_IF_ERROR(
+        hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.sinks, &w.bo,
+              &w.post_attn_norm, &w.mlp_norm, &w.mlp_norm_bias, &w.down_bias, &w.post_mlp_norm,
+              &w.router_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
   }
-  for (const RopeSpec& rope : resident_.ropes) {
-    std::vector<const float*>& frequencies = rope_frequencies_.emplace_back();
+  for (const RopeSpec& rope : spec.ropes) {
+    std::vector<const float*>& frequencies = resident->rope_frequencies.emplace_back();
     for (const RopeTable& table : rope.variants) {
       ASSIGN_OR_RETURN(const TensorView view, backend_->Resident(VectorView(table.inv_freq)));
       frequencies.push_back(view.ptr<const float>());

@@ -6,6 +6,7 @@
 
 #include "config/base/status.h"
 #include "kernels/backend.h"
+#include "model/attention_observer.h"
 #include "model/kv_cache.h"
 #include "model/model_input.h"
 #include "model/model_spec.h"
@@ -21,6 +22,15 @@ class Decoder {
       kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan, KvCache* cache,
       int32_t max_step_tokens, const std::function<void(const kernels::TensorView&)>& release);
   virtual ~Decoder() = default;
+
+  // A second decoder over the same prepared weights, with a plan and a cache of its own: what it
+  // takes is its workspace. It keeps the weights alive; backend, plan and cache must outlive it,
+  // and the two must not run at the same time.
+  virtual absl::StatusOr<std::unique_ptr<Decoder>> WithPlan(const SparsityPlan* plan,
+                                                            KvCache* cache,
+                                                            int32_t max_step_tokens) const = 0;
+  // Is told of every attention call from now on; null ends that. Must outlive the steps it watches.
+  virtual void SetObserver(AttentionObserver* observer) = 0;
 
   // Runs one step. Every position of every run must have its pages in the input's page tables.
   // INVALID_ARGUMENT: a malformed input (checked); INTERNAL: a device failed.

@@ -84,7 +84,7 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
     for (const RopeSpan& span : layout_.rope_spans) {
       const size_t variant = std::min<size_t>(span.variant, rope.variants.size() - 1);
       const RopeTable& table = rope.variants[variant];
-      const float* frequencies = rope_frequencies_[static_cast<size_t>(a.rope)][variant];
+      const float* frequencies = resident_->rope_frequencies[static_cast<size_t>(a.rope)][variant];
       if (table.inv_freq.empty()) continue;
       RETURN_IF_ERROR(
           backend_->Rope({.x = RowRange(both, span.row_begin, span.num_rows),
@@ -145,24 +145,34 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
     const CacheGroup& group = cache_->groups()[g];
     const int64_t first = int64_t{segment.query.first} * a.head_dim;
     kernels::AttentionCounters counters;
-    RETURN_IF_ERROR(backend_->Attention(
-        {.q = Heads(query, first, segment.query.count, a.head_dim),
-         .cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
-                          segment.kv.first - group.first_kv_head, segment.kv.count),
-         .page_table = page_tables_[g],
-         .kv_lens = layout_.kv_lens.data(),
-         .generated = layout_.generated.data(),
-         .selection = selections[static_cast<size_t>(segment.pattern)].View(),
-         .scale = a.scale,
-         .softcap = a.softcap,
-         .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
-         .out = Heads(out, first, segment.query.count, a.head_dim),
-         .counters = &counters}));
+    const kernels::AttentionParams params = {
+        .q = Heads(query, first, segment.query.count, a.head_dim),
+        .cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
+                         segment.kv.first - group.first_kv_head, segment.kv.count),
+        .page_table = page_tables_[g],
+        .kv_lens = layout_.kv_lens.data(),
+        .generated = layout_.generated.data(),
+        .selection = selections[static_cast<size_t>(segment.pattern)].View(),
+        .scale = a.scale,
+        .softcap = a.softcap,
+        .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
+        .out = Heads(out, first, segment.query.count, a.head_dim),
+        .counters = &counters};
+    RETURN_IF_ERROR(backend_->Attention(params));
     PatternCounters& total = (*counters_)[static_cast<size_t>(segment.pattern)];
-    total.keys_total +=
+    const int64_t keys_total =
         segment.query.count * (last_ ? layout_.keys_wanted_rows : layout_.keys_all_rows);
+    total.keys_total += keys_total;
     total.keys_visible += counters.keys_visible;
     total.keys_read += counters.keys_read;
+    if (observer_ != nullptr) {
+      observer_->OnAttention({.layer = static_cast<int32_t>(l),
+                              .segment = &segment,
+                              .params = &params,
+                              .runs = last_ ? layout_.wanted_runs : layout_.runs,
+                              .keys_total = keys_total,
+                              .counters = counters});
+    }
   }
   return absl::OkStatus();
 }

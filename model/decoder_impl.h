@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "config/base/clock.h"
@@ -41,14 +42,26 @@ inline kernels::TensorView Columns(const kernels::TensorView& m, int64_t first, 
   return view;
 }
 
+// What does not depend on the plan: weights and tables on the backend. Immutable once made, shared
+// by decoders with different plans.
+struct ResidentModel {
+  ModelSpec spec;
+  std::vector<std::vector<const float*>> rope_frequencies;  // [rope][variant]
+  PreparedWeights weights;
+};
+
 class DecoderImpl : public Decoder {
  public:
   DecoderImpl(kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan,
               KvCache* cache, int32_t max_step_tokens);
   absl::Status Init(const std::function<void(const kernels::TensorView&)>& release);
+  absl::Status InitSharing(std::shared_ptr<const ResidentModel> resident);
 
+  absl::StatusOr<std::unique_ptr<Decoder>> WithPlan(const SparsityPlan* plan, KvCache* cache,
+                                                    int32_t max_step_tokens) const override;
+  void SetObserver(AttentionObserver* observer) override { observer_ = observer; }
   absl::Status Forward(const ModelInput& input, ModelOutput* output) override;
-  int64_t weight_bytes() const override { return weights_.owned_bytes; }
+  int64_t weight_bytes() const override { return resident_->weights.owned_bytes; }
   int64_t workspace_bytes() const override { return work_.bytes; }
   int32_t max_logits_rows() const override { return limits_.max_logits_rows; }
 
@@ -64,8 +77,10 @@ class DecoderImpl : public Decoder {
   };
 
   absl::Status CheckSpec() const;
+  // Patterns and groups that each layer uses, workspace.
+  absl::Status InitStep();
   // Has the backend hold the vectors and tables of the spec.
-  absl::Status MakeResident();
+  absl::Status MakeResident(ResidentModel* resident) const;
   absl::Status AllocateWorkspace();
   absl::Status Compute(const ModelInput& input, ModelOutput* output);
   void BeginStep(const ModelInput& input, ModelOutput* output);
@@ -107,13 +122,11 @@ class DecoderImpl : public Decoder {
   }
 
   kernels::Backend* backend_;
-  const ModelSpec* spec_;  // resident_ once that is made
-  ModelSpec resident_;
-  std::vector<std::vector<const float*>> rope_frequencies_;  // [rope][variant]
+  const ModelSpec* spec_;  // resident_'s once that is made
+  std::shared_ptr<const ResidentModel> resident_;
   const SparsityPlan* plan_;
   KvCache* cache_;
   StepLimits limits_;
-  PreparedWeights weights_;
   Workspace work_;
   std::vector<std::vector<int32_t>> layer_groups_;              // [layer] groups it writes to
   std::vector<bool> used_before_last_, used_in_last_;           // [pattern]
@@ -123,12 +136,13 @@ class DecoderImpl : public Decoder {
   StepLayout layout_;
   std::vector<kernels::PageTable> page_tables_;  // [group]
   std::vector<kernels::HostArray> arrays_;
-  TensorView x_;                                 // the residual stream
+  TensorView x_;       // the residual stream
   TensorView h_;       // what the branch being computed reads: x_, normed where the layer says so
   int32_t rows_ = 0;   // rows still computed: all, or behind the last layer's KV the wanted ones
   bool last_ = false;  // rows_ are the wanted ones
   StepTimes* times_ = nullptr;
   std::vector<PatternCounters>* counters_ = nullptr;
+  AttentionObserver* observer_ = nullptr;
 };
 
 }  // namespace longstride::model

@@ -104,6 +104,26 @@ LS_INLINE void BlockExpSumsImpl(const float* logits, int32_t n, float max, float
   }
 }
 
+LS_INLINE void BlockExpDifferencesImpl(const float* p, const float* q, int32_t n, float max,
+                                       double* sums) {
+  for (int32_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
+    const int32_t end = std::min(n, begin + kBlock);
+    Float8 total = Splat(0.0f);
+    int32_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Float8 x = Load(p + i);
+      total += ExpNonPositive(x - max) * (x - Load(q + i));
+    }
+    double sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(total[lane]);
+    for (; i < end; ++i) {
+      const float weight = ExpNonPositive(Splat(p[i]) - max)[0];
+      sum += static_cast<double>(weight) * (static_cast<double>(p[i]) - static_cast<double>(q[i]));
+    }
+    sums[block] = sum;
+  }
+}
+
 #if defined(__x86_64__)
 // No FMA: contraction would change the bits.
 #define LS_AVX2 __attribute__((target("avx2")))
@@ -113,6 +133,10 @@ LS_AVX2 bool BlockMaximaAvx2(const float* logits, int32_t n, float* maxima) {
 LS_AVX2 void BlockExpSumsAvx2(const float* logits, int32_t n, float max, float scale,
                               double* sums) {
   BlockExpSumsImpl(logits, n, max, scale, sums);
+}
+LS_AVX2 void BlockExpDifferencesAvx2(const float* p, const float* q, int32_t n, float max,
+                                     double* sums) {
+  BlockExpDifferencesImpl(p, q, n, max, sums);
 }
 bool HasAvx2() {
   static const bool has = __builtin_cpu_supports("avx2");
@@ -134,6 +158,13 @@ void BlockExpSums(const float* logits, int32_t n, float max, float scale, double
   if (HasAvx2()) return BlockExpSumsAvx2(logits, n, max, scale, sums);
 #endif
   BlockExpSumsImpl(logits, n, max, scale, sums);
+}
+
+void BlockExpDifferences(const float* p, const float* q, int32_t n, float max, double* sums) {
+#if defined(__x86_64__)
+  if (HasAvx2()) return BlockExpDifferencesAvx2(p, q, n, max, sums);
+#endif
+  BlockExpDifferencesImpl(p, q, n, max, sums);
 }
 
 float ExpWeight(float logit, float max, float scale) {

@@ -14,6 +14,10 @@ bool BlockMaxima(const float* logits, int32_t n, float* maxima);
 // Sum over each block of exp((logit - max) * scale); an addend below about 1e-38 counts as 0.
 void BlockExpSums(const float* logits, int32_t n, float max, float scale, double* sums);
 
+// Sum over each block of exp(p - max) * (p - q), for p <= max: the terms of a Kullback-Leibler
+// divergence between two rows of logits before they are normalised.
+void BlockExpDifferences(const float* p, const float* q, int32_t n, float max, double* sums);
+
 // One addend of BlockExpSums, to the bit.
 float ExpWeight(float logit, float max, float scale);
 

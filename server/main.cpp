@@ -130,8 +130,8 @@ std::vector<std::pair<std::string, std::string>> Environment() {
 
 int main(int argc, char** argv) {
   using namespace longstride::cli;  // NOLINT(google-build-using-namespace)
-  const std::vector<Command> commands = {ServeCommand(),    InspectCommand(),  GenerateCommand(),
-                                         TokenizeCommand(), BenchCommand(),    ConfigCommand(),
-                                         HashKeyCommand(),  ReferenceCommand()};
+  const std::vector<Command> commands = {ServeCommand(),    InspectCommand(),  FidelityCommand(),
+                                         GenerateCommand(), TokenizeCommand(), BenchCommand(),
+                                         ConfigCommand(),   HashKeyCommand(),  ReferenceCommand()};
   return Run(commands, {argv + 1, argv + argc}, Environment());
 }

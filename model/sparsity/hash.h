@@ -8,5 +8,7 @@
 namespace longstride::model {
 
 std::string Digest128(std::string_view bytes);
+// All of SHA-256, as sha256sum prints it.
+std::string Sha256Hex(std::string_view bytes);
 
 }  // namespace longstride::model

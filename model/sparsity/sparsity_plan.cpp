@@ -309,6 +309,7 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   }
   SparsityPlan plan;
   plan.name = policy.name;
+  plan.fidelity_report = policy.fidelity_report;
   plan.max_context = max_context > 0 ? max_context : spec.max_positions;
   RETURN_IF_ERROR(Resolver(policy, spec, &plan).Run(dtype));
   return plan;

@@ -31,6 +31,7 @@ struct LayerPlan {
 struct SparsityPlan {
   std::string name;
   std::string digest;  // hex, 128-bit, over every layer's patterns
+  std::string fidelity_report;  // digest of the report the plan was chosen by, as the plan file says
   std::vector<std::shared_ptr<const SparsePattern>> patterns;  // distinct
   std::vector<LayerPlan> layers;
   std::vector<CacheGroup> groups;  // page_bytes filled for `dtype`

@@ -6,6 +6,7 @@
 namespace longstride::cli {
 
 Command InspectCommand();
+Command FidelityCommand();
 Command GenerateCommand();
 Command TokenizeCommand();
 Command BenchCommand();

@@ -147,6 +147,9 @@ std::string InspectText(const InspectReport& report) {
             report.dim, ", ", report.layers.size(), " layers\n");
   StrAppend(&out, "  weights digest ", report.model_digest, "\n");
   StrAppend(&out, "  plan ", report.plan, ", digest ", report.plan_digest, "\n");
+  if (!report.fidelity_report.empty()) {
+    StrAppend(&out, "  fidelity report ", report.fidelity_report, "\n");
+  }
   AppendLayers(report, &out);
   AppendDensities(report, &out);
   AppendMemory(report, &out);
@@ -182,6 +185,9 @@ std::string InspectJson(const InspectReport& report) {
                             {"model_digest", report.model_digest},
                             {"plan", report.plan},
                             {"plan_digest", report.plan_digest},
+                            {"fidelity_report", report.fidelity_report.empty()
+                                                    ? ordered_json(nullptr)
+                                                    : ordered_json(report.fidelity_report)},
                             {"kv_dtype", report.kv_dtype},
                             {"layers", LayersJson(report)},
                             {"density", densities},

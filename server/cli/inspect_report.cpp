@@ -113,6 +113,7 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   report.model_digest = (*file)->digest();
   report.plan = plan.name;
   report.plan_digest = plan.digest;
+  report.fidelity_report = plan.fidelity_report;
   report.kv_dtype = kernels::KvDTypeName(options.kv_dtype);
   report.num_parameters = spec->num_parameters;
   report.vocab_size = spec->vocab_size;

@@ -52,6 +52,7 @@ struct InspectReport {
   std::string model_digest;
   std::string plan;
   std::string plan_digest;
+  std::string fidelity_report;  // that the plan file names, "" for none
   std::string kv_dtype;
   int64_t num_parameters = 0;
   int32_t vocab_size = 0;

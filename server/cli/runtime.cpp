@@ -57,7 +57,9 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Start(const ServerConfig& conf
        {"weight_memory", FormatBytesShort(model.weight_bytes())},
        {"kv_memory", FormatBytesShort(model.cache().options().budget_bytes)},
        {"model_digest", model.model_digest()},
-       {"plan_digest", model.plan().digest}});
+       {"plan_digest", model.plan().digest},
+       {"fidelity_report",
+        model.plan().fidelity_report.empty() ? "none" : model.plan().fidelity_report}});
   return runtime;
 }
 

@@ -63,6 +63,20 @@ TEST(SparsityPolicy, EmptyPlanIsNative) {
   EXPECT_TRUE(policy->rules.empty());
 }
 
+TEST(SparsityPolicy, CarriesTheDigestOfItsFidelityReport) {
+  const std::string digest = "sha256:" + std::string(32, 'a') + std::string(32, '9');
+  const auto policy = SparsityPolicy::Parse(R"({"fidelity_report": ")" + digest + "\"}");
+  ASSERT_TRUE(policy.ok()) << policy.status();
+  EXPECT_EQ(policy->fidelity_report, digest);
+  EXPECT_EQ(SparsityPolicy::Parse("{}")->fidelity_report, "");
+  for (const std::string& bad : {std::string("\"\""), "\"" + digest + "0\"", std::string("7"),
+                                 "\"sha256:" + std::string(64, 'G') + "\""}) {
+    const auto refused = SparsityPolicy::Parse(R"({"fidelity_report": )" + bad + "}");
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(std::string(refused.status().message()), HasSubstr("fidelity_report")) << bad;
+  }
+}
+
 TEST(SparsityPolicy, RefusesDuplicateKeysAtAnyDepth) {
   EXPECT_THAT(ErrorOf(R"({"name": "a", "name": "b"})"), HasSubstr("'name' appears twice"));
   EXPECT_THAT(ErrorOf(R"({"layers": [{"pattern": "window", "window": 1, "window": 2}]})"),
