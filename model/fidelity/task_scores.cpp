@@ -11,6 +11,8 @@
 namespace longstride::model::fidelity {
 namespace {
 
+constexpr size_t kTileTokens = 128;  // largest query tile of any pattern
+
 absl::Status AppendAll(Lane* lane, std::span<const int32_t> tokens) {
   while (!tokens.empty()) {
     const size_t count = std::min(tokens.size(), static_cast<size_t>(lane->step_tokens()));
@@ -20,20 +22,23 @@ absl::Status AppendAll(Lane* lane, std::span<const int32_t> tokens) {
   return absl::OkStatus();
 }
 
-// The right answer's margin. The lane stands behind the context, before and after.
-absl::StatusOr<double> Margin(const TaskQuestion& question, RowComparer* comparer, Lane* lane) {
+// The right answer's margin. The lane stands where the context's whole tiles end, before and after;
+// `rest` is what the context has behind them.
+absl::StatusOr<double> Margin(std::span<const int32_t> rest, const TaskQuestion& question,
+                              RowComparer* comparer, Lane* lane) {
   const int32_t context = lane->length();
   double right = 0;
   double wrong = -std::numeric_limits<double>::infinity();
   std::vector<int32_t> tokens;
   for (size_t c = 0; c < question.candidates.size(); ++c) {
     const std::vector<int32_t>& candidate = question.candidates[c];
-    tokens = question.tail;
+    tokens.assign(rest.begin(), rest.end());
+    tokens.insert(tokens.end(), question.tail.begin(), question.tail.end());
     tokens.insert(tokens.end(), candidate.begin(), candidate.end());
     if (static_cast<int32_t>(tokens.size()) > lane->step_tokens()) {
-      return absl::InvalidArgumentError(
-          StrCat("A task's question takes ", tokens.size(), " tokens, but a step takes ",
-                 lane->step_tokens(), "; raise --scheduler-max-step-tokens or pass --no-tasks."));
+      return absl::InvalidArgumentError(StrCat(
+          "A task's last tile and question take ", tokens.size(), " tokens, but a step takes ",
+          lane->step_tokens(), "; raise --scheduler-max-step-tokens or pass --no-tasks."));
     }
     const auto scored = static_cast<int32_t>(candidate.size());
     RETURN_IF_ERROR(lane->Append(tokens, scored + 1));
@@ -96,14 +101,18 @@ TaskResult Summarize(const std::vector<TaskPair>& pairs, TaskKind kind, int32_t 
 absl::Status AnswerTask(const TaskContext& task, int32_t context, int32_t vocab_size, Lane* base,
                         Lane* plan, std::vector<TaskPair>* pairs) {
   RowComparer comparer(vocab_size);
+  // A prompt is served in one go: a pattern that pools the queries of a tile must not see one cut
+  // between text and question.
+  const size_t whole = task.tokens.size() / kTileTokens * kTileTokens;
+  const std::span<const int32_t> text(task.tokens);
   for (Lane* lane : {base, plan}) {
     lane->Reset();
-    RETURN_IF_ERROR(AppendAll(lane, task.tokens));
+    RETURN_IF_ERROR(AppendAll(lane, text.first(whole)));
   }
   for (const TaskQuestion& question : task.questions) {
     TaskPair pair{.kind = task.kind, .tokens = task.target_tokens, .context = context};
-    ASSIGN_OR_RETURN(pair.base_margin, Margin(question, &comparer, base));
-    ASSIGN_OR_RETURN(pair.plan_margin, Margin(question, &comparer, plan));
+    ASSIGN_OR_RETURN(pair.base_margin, Margin(text.subspan(whole), question, &comparer, base));
+    ASSIGN_OR_RETURN(pair.plan_margin, Margin(text.subspan(whole), question, &comparer, plan));
     pairs->push_back(pair);
   }
   return absl::OkStatus();

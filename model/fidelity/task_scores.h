@@ -24,7 +24,7 @@ struct TaskPair {
 };
 
 // All questions of one context, appended to `pairs`. Both lanes need room for the text and its
-// longest question, and steps that hold that question.
+// longest question, and steps that hold that question and 128 tokens more.
 absl::Status AnswerTask(const TaskContext& task, int32_t context, int32_t vocab_size, Lane* base,
                         Lane* plan, std::vector<TaskPair>* pairs);
 

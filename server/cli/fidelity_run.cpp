@@ -1,9 +1,6 @@
 #include "server/cli/fidelity_run.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <iostream>
 #include <memory>
 #include <utility>
 
@@ -11,6 +8,8 @@
 #include "config/base/version.h"
 #include "model/fidelity/comparison.h"
 #include "model/sparsity/hash.h"
+#include "server/cli/fidelity_layers.h"
+#include "server/cli/fidelity_progress.h"
 #include "server/cli/runtime.h"
 
 namespace longstride::cli {
@@ -279,7 +278,12 @@ class Runner {
     report_.yardsticks = std::move(yardsticks);
     report_.baseline.measured_kv_bytes = baseline_->max_kv_bytes();
     report_.plan.measured_kv_bytes = plan_lane_->max_kv_bytes();
-    FillLayers(base_counters, plan_counters, mass);
+    DescribeLayers({.baseline = &native,
+                    .plan = &plan_,
+                    .baseline_counters = &base_counters,
+                    .plan_counters = &plan_counters,
+                    .mass = &mass},
+                   question_.window_tokens, bootstrap_, &report_);
     return absl::OkStatus();
   }
 
@@ -303,74 +307,6 @@ class Runner {
     ASSIGN_OR_RETURN(*lane, Lane::Create(other->get(), std::move(plan),
                                          OptionsOf((*other)->options().kv_dtype)));
     return absl::OkStatus();
-  }
-
-  void FillLayers(const LayerCounters& base, const LayerCounters& plan, const CapturedMass& mass) {
-    const SparsityPlan& native = baseline_->plan();
-    const auto share = [](int64_t part, int64_t whole) {
-      return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0;
-    };
-    std::vector<double> window_mass(mass.window_rows().size());
-    std::vector<double> window_rows(mass.window_rows().size());
-    for (size_t l = 0; l < native.layers.size(); ++l) {
-      FidelityReport::Layer layer;
-      const LayerCounters::Layer& b = base.layers()[l];
-      const LayerCounters::Layer& p = plan.layers()[l];
-      layer.baseline_density = share(b.keys_visible, b.keys_total);
-      layer.achieved_density = share(p.keys_visible, p.keys_total);
-      layer.baseline_work = share(b.keys_read, b.keys_total);
-      layer.work = share(p.keys_read, p.keys_total);
-      layer.asked_density = AskedDensity(plan_, l);
-      layer.changed = PatternsOf(native, l) != PatternsOf(plan_, l);
-      const auto index = static_cast<int32_t>(l);
-      for (int32_t h = 0; mass.available() && h < mass.num_heads(index); ++h) {
-        const CapturedMass::Cell& cell = mass.cell(0, index, h);
-        double sum = 0;
-        for (size_t w = 0; w < cell.window_sums.size(); ++w) {
-          sum += cell.window_sums[w];
-          if (!layer.changed) continue;
-          window_mass[w] += cell.window_sums[w];
-          window_rows[w] += mass.window_rows()[w];
-        }
-        layer.mass.push_back(sum / static_cast<double>(mass.rows_per_head()));
-        layer.least_mass.push_back(cell.least);
-      }
-      report_.layers.push_back(std::move(layer));
-    }
-    report_.mass_rows = mass.rows_per_head();
-    const bool changed = std::any_of(report_.layers.begin(), report_.layers.end(),
-                                     [](const auto& layer) { return layer.changed; });
-    if (!mass.available()) {
-      report_.mass_reason = "queries and keys lie on the device; measure on the CPU";
-    } else if (!changed) {
-      report_.mass_reason = "the plan changes no layer";
-    } else {
-      report_.mass = BootstrapRatio(window_mass, window_rows, bootstrap_);
-    }
-  }
-
-  // Mean over the window's positions, weighted by the keys before each as the counters are.
-  double AskedDensity(const SparsityPlan& plan, size_t layer) const {
-    double visible = 0;
-    double causal = 0;
-    for (const model::HeadSegment& segment : plan.layers[layer].segments) {
-      const auto& pattern = *plan.patterns[static_cast<size_t>(segment.pattern)];
-      for (int32_t i = 0; i < question_.window_tokens; ++i) {
-        visible += segment.query.count * pattern.VisibleKeys(i);
-        causal += segment.query.count * (i + 1.0);
-      }
-    }
-    return visible / causal;
-  }
-
-  static std::string PatternsOf(const SparsityPlan& plan, size_t layer) {
-    std::string text;
-    for (const model::HeadSegment& segment : plan.layers[layer].segments) {
-      for (int32_t h = 0; h < segment.query.count; ++h) {
-        StrAppend(&text, plan.patterns[static_cast<size_t>(segment.pattern)]->Describe(), "\n");
-      }
-    }
-    return text;
   }
 
   absl::Status AnswerTasks() {
@@ -453,23 +389,6 @@ class Runner {
 };
 
 }  // namespace
-
-FidelityProgress::FidelityProgress() : terminal_(isatty(STDERR_FILENO) != 0) {}
-
-void FidelityProgress::Update(const std::string& stage, int64_t done, int64_t total) {
-  if (terminal_) {
-    std::cerr << "\r\x1b[K" << stage;
-    if (total > 0) std::cerr << absl::StrFormat(" %d%%", done * 100 / total);
-    std::cerr << std::flush;
-  } else if (stage != stage_) {
-    std::cerr << stage << "\n";
-  }
-  stage_ = stage;
-}
-
-void FidelityProgress::Finish() {
-  if (terminal_) std::cerr << "\r\x1b[K" << std::flush;
-}
 
 absl::StatusOr<FidelityReport> RunFidelity(const ServerConfig& config,
                                            const FidelityQuestion& question) {

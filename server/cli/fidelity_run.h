@@ -29,18 +29,6 @@ struct FidelityQuestion {
   uint64_t seed = 1;
 };
 
-// Says on stderr what is being computed and how far it is.
-class FidelityProgress {
- public:
-  FidelityProgress();
-  void Update(const std::string& stage, int64_t done, int64_t total);
-  void Finish();
-
- private:
-  const bool terminal_;
-  std::string stage_;
-};
-
 // Everything but date, command line and the names of written files. INVALID_ARGUMENT: data, lengths
 // or the plan do not suit the model. FAILED_PRECONDITION: no plan of the ladder reaches the target.
 absl::StatusOr<FidelityReport> RunFidelity(const ServerConfig& config,

@@ -1,4 +1,5 @@
 // An InspectReport for people and for programs.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
@@ -86,10 +87,13 @@ void AppendDensities(const InspectReport& report, std::string* out) {
 void AppendMemory(const InspectReport& report, std::string* out) {
   *out += "\nCache groups\n";
   for (const InspectReport::Group& group : report.groups) {
-    absl::StrAppendFormat(
-        out, "  %s: keeps %s; %d layers, %d KV heads of %d; a page of 64 tokens is %s; %d pages\n",
-        group.name, group.retention, group.num_layers, group.num_kv_heads, group.head_dim,
-        FormatBytesShort(group.page_bytes), group.pages_per_sequence);
+    absl::StrAppendFormat(out,
+                          "  %s: keeps %s; %d layers, %d KV heads of %d; a page of 64 tokens is "
+                          "%s; %d pages, %d freed\n",
+                          group.name, group.retention, group.num_layers, group.num_kv_heads,
+                          group.head_dim, FormatBytesShort(group.page_bytes),
+                          group.pages_per_sequence,
+                          std::max<int64_t>(0, group.pages_written - group.pages_per_sequence));
   }
   absl::StrAppendFormat(out, "\nMemory at %d tokens, %d at a time\n", report.question.context,
                         report.question.concurrency);
@@ -101,6 +105,49 @@ void AppendMemory(const InspectReport& report, std::string* out) {
             report.max_concurrency, " such sequences\n");
   StrAppend(out, "  available    ", FormatBytesShort(report.available_bytes), "\n");
   StrAppend(out, "  ", report.fits ? "It fits." : "It does not fit.", "\n");
+}
+
+void AppendCosts(const InspectReport& report, std::string* out) {
+  const PlanFlops& f = report.flops;
+  absl::StrAppendFormat(out, "\nWork at %d tokens, floating-point operations\n",
+                        report.question.context);
+  absl::StrAppendFormat(
+      out,
+      "  prompt       %.3g linear, %.3g attention (dense: %.3g)\n  next token   %.3g linear, "
+      "%.3g attention (dense: %.3g)\n",
+      f.prefill_linear, f.prefill_attention, f.prefill_dense_attention, f.decode_linear,
+      f.decode_attention, f.decode_dense_attention);
+  if (!report.prediction) return;
+  absl::StrAppendFormat(out,
+                        "\nPredicted for one request on %s, measured over %d tokens\n"
+                        "  first token  %.3g s\n  decode       %.3g tokens/s\n",
+                        report.device, report.rates->tokens, report.prediction->time_to_first_token,
+                        report.prediction->decode_tokens_per_second);
+}
+
+ordered_json ToJson(const StepRates& rates) {
+  return {{"row_ns", rates.row},
+          {"attention_row_ns", rates.attention_row},
+          {"attention_volume_ns", rates.attention_volume}};
+}
+
+ordered_json PredictionJson(const InspectReport& report) {
+  if (!report.prediction) return nullptr;
+  return {{"device", report.device},
+          {"calibration_tokens", report.rates->tokens},
+          {"prefill", ToJson(report.rates->prefill)},
+          {"decode", ToJson(report.rates->decode)},
+          {"time_to_first_token_s", report.prediction->time_to_first_token},
+          {"decode_tokens_per_second", report.prediction->decode_tokens_per_second}};
+}
+
+ordered_json FlopsJson(const PlanFlops& f) {
+  return {{"prefill_linear", f.prefill_linear},
+          {"prefill_attention", f.prefill_attention},
+          {"prefill_dense_attention", f.prefill_dense_attention},
+          {"decode_linear", f.decode_linear},
+          {"decode_attention", f.decode_attention},
+          {"decode_dense_attention", f.decode_dense_attention}};
 }
 
 ordered_json LayersJson(const InspectReport& report) {
@@ -133,7 +180,8 @@ ordered_json GroupsJson(const InspectReport& report) {
                       {"num_kv_heads", group.num_kv_heads},
                       {"head_dim", group.head_dim},
                       {"page_bytes", group.page_bytes},
-                      {"pages_per_sequence", group.pages_per_sequence}});
+                      {"pages_per_sequence", group.pages_per_sequence},
+                      {"pages_written", group.pages_written}});
   }
   return groups;
 }
@@ -153,6 +201,7 @@ std::string InspectText(const InspectReport& report) {
   AppendLayers(report, &out);
   AppendDensities(report, &out);
   AppendMemory(report, &out);
+  AppendCosts(report, &out);
   return out;
 }
 
@@ -175,24 +224,26 @@ std::string InspectJson(const InspectReport& report) {
                                {"available_bytes", report.available_bytes},
                                {"max_concurrency", report.max_concurrency},
                                {"fits", report.fits}};
-  const ordered_json out = {{"name", report.name},
-                            {"family", report.family},
-                            {"weights_type", report.weights_type},
-                            {"num_parameters", report.num_parameters},
-                            {"vocab_size", report.vocab_size},
-                            {"dim", report.dim},
-                            {"max_context", report.max_context},
-                            {"model_digest", report.model_digest},
-                            {"plan", report.plan},
-                            {"plan_digest", report.plan_digest},
-                            {"fidelity_report", report.fidelity_report.empty()
-                                                    ? ordered_json(nullptr)
-                                                    : ordered_json(report.fidelity_report)},
-                            {"kv_dtype", report.kv_dtype},
-                            {"layers", LayersJson(report)},
-                            {"density", densities},
-                            {"groups", GroupsJson(report)},
-                            {"memory", memory}};
+  const ordered_json out = {
+      {"name", report.name},
+      {"family", report.family},
+      {"weights_type", report.weights_type},
+      {"num_parameters", report.num_parameters},
+      {"vocab_size", report.vocab_size},
+      {"dim", report.dim},
+      {"max_context", report.max_context},
+      {"model_digest", report.model_digest},
+      {"plan", report.plan},
+      {"plan_digest", report.plan_digest},
+      {"fidelity_report", report.fidelity_report.empty() ? ordered_json(nullptr)
+                                                         : ordered_json(report.fidelity_report)},
+      {"kv_dtype", report.kv_dtype},
+      {"layers", LayersJson(report)},
+      {"density", densities},
+      {"groups", GroupsJson(report)},
+      {"memory", memory},
+      {"flops", FlopsJson(report.flops)},
+      {"prediction", PredictionJson(report)}};
   return out.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
 }
 

@@ -63,13 +63,16 @@ void DescribeGroups(const model::SparsityPlan& plan, int64_t step_tokens, Inspec
   const int64_t cached = std::max<int64_t>(0, report->question.context - step_tokens);
   const int64_t step = report->question.context - cached;
   for (const model::CacheGroup& group : plan.groups) {
-    report->groups.push_back({.name = group.name,
-                              .retention = DescribeRetention(group.retention),
-                              .num_layers = static_cast<int32_t>(group.layers.size()),
-                              .num_kv_heads = group.num_kv_heads,
-                              .head_dim = group.head_dim,
-                              .page_bytes = group.page_bytes,
-                              .pages_per_sequence = model::PagesNeeded(group, cached, step)});
+    report->groups.push_back(
+        {.name = group.name,
+         .retention = DescribeRetention(group.retention),
+         .num_layers = static_cast<int32_t>(group.layers.size()),
+         .num_kv_heads = group.num_kv_heads,
+         .head_dim = group.head_dim,
+         .page_bytes = group.page_bytes,
+         .pages_per_sequence = model::PagesNeeded(group, cached, step),
+         .pages_written =
+             (report->question.context + kernels::kPageTokens - 1) / kernels::kPageTokens});
   }
   report->kv_bytes_per_sequence = plan.CacheBytes(cached, step);
 }
@@ -95,15 +98,16 @@ absl::Status JudgeMemory(const ServerConfig& config, InspectReport* report) {
 }  // namespace
 
 absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
-                                           const InspectQuestion& question) {
+                                           const InspectQuestion& question,
+                                           model::SparsityPlan* resolved) {
   ASSIGN_OR_RETURN(const model::ModelOptions options, ToModelOptions(config));
   const auto file = model::WeightsFile::Open(options.path);
   if (!file.ok()) return WithExit(file.status(), kExitModel);
   const auto spec = model::LoadModelSpec(**file);
   if (!spec.ok()) return WithExit(spec.status(), kExitModel);
-  ASSIGN_OR_RETURN(
-      const model::SparsityPlan plan,
-      model::SparsityPlan::Resolve(options.policy, *spec, options.kv_dtype, options.max_context));
+  ASSIGN_OR_RETURN(*resolved, model::SparsityPlan::Resolve(options.policy, *spec, options.kv_dtype,
+                                                           options.max_context));
+  const model::SparsityPlan& plan = *resolved;
   InspectReport report;
   report.name = !options.served_name.empty() ? options.served_name
                 : !spec->name.empty()        ? spec->name
@@ -132,6 +136,7 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
                                              " tokens."));
   }
   report.weight_bytes = (*file)->file_bytes();
+  report.flops = FlopsOf(*spec, plan, report.question.context);
   DescribeGroups(plan, config.scheduler.max_step_tokens, &report);
   RETURN_IF_ERROR(JudgeMemory(config, &report));
   return report;

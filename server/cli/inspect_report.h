@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "config/base/status.h"
 #include "config/server_config.h"
+#include "model/sparsity/sparsity_plan.h"
+#include "server/cli/plan_cost.h"
 
 namespace longstride::cli {
 
@@ -44,6 +47,7 @@ struct InspectReport {
     int32_t head_dim = 0;
     int64_t page_bytes = 0;
     int64_t pages_per_sequence = 0;  // at the asked context
+    int64_t pages_written = 0;       // in all; those not held any more were freed
   };
 
   std::string name;
@@ -71,11 +75,18 @@ struct InspectReport {
   int64_t available_bytes = 0;  // that this process may still use
   int64_t max_concurrency = 0;  // such sequences that fit the budget
   bool fits = false;
+  PlanFlops flops;  // at the asked context
+
+  // Where the machine was measured.
+  std::optional<MachineRates> rates;
+  std::optional<PlanPrediction> prediction;
+  std::string device;
 };
 
-// Exit statuses as for loading a model.
+// Exit statuses as for loading a model. `resolved` gets the plan.
 absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
-                                           const InspectQuestion& question);
+                                           const InspectQuestion& question,
+                                           model::SparsityPlan* resolved);
 
 std::string InspectText(const InspectReport& report);
 std::string InspectJson(const InspectReport& report);

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("LONGSTRIDE_TEST_BINARY", str(ROOT / "build/cpu/server/longstride"))
@@ -187,6 +188,47 @@ class FidelityTest(unittest.TestCase):
         inspected = json.loads(inspected.stdout)
         self.assertEqual(inspected["plan_digest"], chosen["digest"])
         self.assertEqual(inspected["fidelity_report"], written["fidelity_report"])
+
+    def inspect(self, *args):
+        command = [BINARY, "inspect", self.model, "--threads", "1", *args]
+        return subprocess.run([str(part) for part in command], capture_output=True, text=True,
+                              timeout=300, check=False)
+
+    def test_inspect_draws_and_predicts_a_plan(self):
+        picture = self.folder / "plan.svg"
+        result = self.inspect("--plan", self.folder / "narrow.json", "--context", "2000", "--svg",
+                              picture, "--calibrate", "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        report = json.loads(result.stdout)
+        self.assertEqual(report["plan"], "narrow")
+        # 2 layers of 4 heads of 64; at the end a query sees 8 keys and 2 sinks.
+        self.assertEqual(report["flops"]["decode_attention"], 4 * 2 * 4 * 64 * 10)
+        self.assertEqual(report["flops"]["decode_dense_attention"], 4 * 2 * 4 * 64 * 2000)
+        linear = 2 * (256 * 256 * 2 + 2 * 256 * 128 + 3 * 256 * 512) + 512 * 256
+        self.assertEqual(report["flops"]["decode_linear"], 2 * linear)
+        group = report["groups"][0]
+        self.assertEqual(group["pages_written"], -(-2000 // 64))
+        self.assertLess(group["pages_per_sequence"], group["pages_written"])
+        prediction = report["prediction"]
+        self.assertGreater(prediction["time_to_first_token_s"], 0)
+        self.assertGreater(prediction["decode_tokens_per_second"], 0)
+        root = xml.etree.ElementTree.parse(picture).getroot()
+        self.assertTrue(root.tag.endswith("svg"))
+        drawn = picture.read_text()
+        self.assertEqual(drawn.count("class='frame'"), 1)  # all heads read alike
+        self.assertIn("8 heads", drawn)
+        plain = self.inspect("--plan", "dense", "--json")
+        self.assertIsNone(json.loads(plain.stdout)["prediction"])
+        self.assertIn("first token", self.inspect("--plan", "dense", "--calibrate").stdout)
+
+    def test_inspect_names_mistakes(self):
+        twice = self.inspect("--plan", "dense", "--sparsity-profile", "dense")
+        self.assertEqual(twice.returncode, USAGE)
+        self.assertIn("given twice", twice.stderr)
+        self.assertEqual(self.inspect("--plan", self.folder / "none.json").returncode, USAGE)
+        unwritable = self.inspect("--plan", "dense", "--svg", self.folder / "no/such.svg")
+        self.assertEqual(unwritable.returncode, USAGE)
+        self.assertIn("--svg", unwritable.stderr)
 
     def test_a_target_out_of_reach_is_said(self):
         self.refused(FAILED, "none of", "Loosen the target",

@@ -54,7 +54,7 @@ TEST_F(TasksTest, EqualPlansAnswerAlike) {
   const auto base = MakeLane(Native(), 1024);
   const auto same = MakeLane(Native(), 1024);
   const auto options =
-      LaneOptions{.kv_dtype = model_->options().kv_dtype, .max_tokens = 1024, .step_tokens = 256};
+      LaneOptions{.kv_dtype = model_->options().kv_dtype, .max_tokens = 1024, .step_tokens = 512};
   auto wide_base = Lane::Create(model_.get(), Native(), options);
   auto wide_same = Lane::Create(model_.get(), Native(), options);
   const auto task = MakeTask(model_->tokenizer(), TaskKind::kMultiKey, 1000, random_());
