@@ -6,6 +6,7 @@
 #     sanitize   compute-sanitizer's memcheck, racecheck and synccheck on a reduced set
 #     attention  the float64 checks, then the table beside cuDNN and FlexAttention
 #     linear     matrix products beside cuBLAS
+#     portable   the tests with the portable kernels forced, then a table of both paths
 #     server     `longstride` with --device cuda: tokens of MODELS beside the CPU's, speed of SHAPES
 # Environment of run: LOGS (folder for full logs), MODELS (checkpoints; those absent are skipped),
 # SHAPES (of bench/cuda/make_checkpoint.py), ATTENTION_ARGS, LINEAR_ARGS (of the benchmark scripts).
@@ -14,7 +15,7 @@ cd "$(dirname "$0")/.."
 mode=${1:-run}
 folder=${2:-build-gpu}
 parts=("${@:3}")
-[[ ${#parts[@]} -gt 0 ]] || parts=(tests sanitize attention linear server)
+[[ ${#parts[@]} -gt 0 ]] || parts=(tests sanitize attention linear portable server)
 
 tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests)
 # What of them uses the device.
@@ -68,8 +69,9 @@ together() {
   ) &
 }
 
+# part_tests [LOG]
 part_tests() {
-  local name
+  local name log=${1:-tests}
   jobs=$(mktemp -d)
   for name in "${tests[@]}"; do
     together "$name" "${TEST_SECONDS:-200}" "$bin/$name" --gtest_filter="${filters[$name]:-*}"
@@ -80,7 +82,7 @@ part_tests() {
       tr '\n' ' ')"
     grep -q '^\[  PASSED' "$jobs/$name" || say "unfinished: $(tail -1 "$jobs/$name")"
     grep -E '^\[  FAILED  \].*ms\)$' "$jobs/$name" | head -12 | tee -a "$logs/summary.txt" || true
-    cat "$jobs/$name" >>"$logs/tests.txt"
+    cat "$jobs/$name" >>"$logs/$log.txt"
   done
 }
 
@@ -114,6 +116,14 @@ part_linear() {
   local log=$logs/linear.txt
   limited 180 "$log" python3 bench/cuda/linear_bench.py "$bin/liblinear.so" ${LINEAR_ARGS:-} ||
     say "linear_bench: status $?"
+  grep -vE '^\$' "$log" >>"$logs/summary.txt" || true
+}
+
+part_portable() {
+  local log=$logs/portable.txt
+  LONGSTRIDE_TEST_KERNELS=portable part_tests portable-tests
+  limited 240 "$log" python3 bench/cuda/portable_bench.py "$bin" ${PORTABLE_ARGS:-} ||
+    say "portable_bench: status $?"
   grep -vE '^\$' "$log" >>"$logs/summary.txt" || true
 }
 

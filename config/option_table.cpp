@@ -49,6 +49,13 @@ std::vector<OptionSection> MakeSections() {
             .help = "What runs the model: the optimised CPU backend, the CUDA backend (in builds "
                     "that have it), or the plain float32 reference (slow; for checking).",
             .choices = {"cpu", "cuda", "reference"}},
+           {.name = "kernels",
+            .kind = kChoice,
+            .field = LS_FIELD(kernels),
+            .help = "Kernels of the CUDA backend: those written for the device's chip where there "
+                    "are some (Hopper), else the portable ones (compute capability 8.0 and newer). "
+                    "`fast` refuses to start without the former, `portable` forces the latter.",
+            .choices = {"auto", "fast", "portable"}},
            {.name = "cpu_isa",
             .kind = kChoice,
             .field = LS_FIELD(cpu_isa),

@@ -19,6 +19,7 @@ struct ServerConfig {
   std::string chat_template;
   int64_t max_context = 0;
   std::string device = "cpu";
+  std::string kernels = "auto";
   std::string cpu_isa = "auto";
   int64_t threads = 0;
 

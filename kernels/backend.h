@@ -34,9 +34,17 @@ class LinearWeight {
   int64_t owned_bytes_ = 0;
 };
 
+// cuda: which family of kernels runs.
+enum class KernelChoice : uint8_t {
+  kAuto,      // the fast ones where the device has them
+  kFast,      // those written for one chip; refused on another
+  kPortable,  // those of every chip
+};
+
 struct BackendOptions {
   int num_threads = 0;   // 0: one per physical core available to the process
   std::string isa = {};  // cpu: "" best available, else "portable", "avx2", "avx512vnni", …
+  KernelChoice kernels = KernelChoice::kAuto;
 };
 
 // Bytes in host memory that the ops of a step read.

@@ -76,7 +76,7 @@ class Library:
     def stream(self):
         return ctypes.c_int64(torch.cuda.current_stream().cuda_stream)
 
-    def prefill(self, problem, packed=0):
+    def prefill(self, problem, packed=0, portable=0):
         call = problem.call
         scratch = torch.zeros(self.lib.ls_prefill_scratch(ctypes.byref(call)), dtype=torch.uint8,
                               device=DEVICE)
@@ -87,11 +87,11 @@ class Library:
                        "plan")
 
         def run():
-            self.check(self.lib.ls_prefill(ctypes.byref(call), packed, at, self.stream()), "prefill")
+            self.check(self.lib.ls_prefill(ctypes.byref(call), portable, packed, at, self.stream()), "prefill")
         plan.keep = run.keep = (scratch, problem)
         return plan, run
 
-    def decode(self, problem, max_pages):
+    def decode(self, problem, max_pages, portable=0):
         call = problem.call
         size = self.lib.ls_decode_scratch(ctypes.byref(call), max_pages)
         scratch = torch.zeros(size, dtype=torch.uint8, device=DEVICE)
@@ -102,7 +102,7 @@ class Library:
                        "plan")
 
         def run():
-            self.check(self.lib.ls_decode(ctypes.byref(call), max_pages, at, self.stream()),
+            self.check(self.lib.ls_decode(ctypes.byref(call), portable, max_pages, at, self.stream()),
                        "decode")
         plan.keep = run.keep = (scratch, problem)
         return plan, run

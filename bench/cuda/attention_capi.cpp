@@ -14,6 +14,7 @@ using longstride::kernels::KvDType;
 using longstride::kernels::ListHeads;
 using longstride::kernels::QueryTile;
 using longstride::kernels::TensorView;
+using longstride::kernels::cuda::KernelPath;
 using longstride::kernels::cuda::PrefillLayout;
 
 // Mirrors the ctypes structure of attention_bench.py: eight-byte fields only.
@@ -57,6 +58,8 @@ AttentionParams Params(const Call& c) {
   return p;
 }
 
+KernelPath Path(int portable) { return portable != 0 ? KernelPath::kPortable : KernelPath::kFast; }
+
 cudaStream_t Stream(int64_t stream) { return reinterpret_cast<cudaStream_t>(stream); }
 
 }  // namespace
@@ -72,10 +75,10 @@ int ls_prefill_plan(const Call* c, int packed, void* scratch, int64_t stream) {
       Params(*c), packed != 0 ? PrefillLayout::kPacked : PrefillLayout::kPlain, scratch,
       Stream(stream));
 }
-int ls_prefill(const Call* c, int packed, void* scratch, int64_t stream) {
+int ls_prefill(const Call* c, int portable, int packed, void* scratch, int64_t stream) {
   return longstride::kernels::cuda::LaunchPrefill(
       Params(*c), packed != 0 ? PrefillLayout::kPacked : PrefillLayout::kPlain, scratch,
-      Stream(stream));
+      Stream(stream), Path(portable));
 }
 int64_t ls_decode_scratch(const Call* c, int max_pages) {
   return longstride::kernels::cuda::DecodeScratchBytes(
@@ -86,8 +89,9 @@ int ls_decode_plan(const Call* c, int max_pages, void* scratch, int64_t stream) 
   return longstride::kernels::cuda::LaunchDecodePlan(Params(*c), max_pages, scratch,
                                                      Stream(stream));
 }
-int ls_decode(const Call* c, int max_pages, void* scratch, int64_t stream) {
-  return longstride::kernels::cuda::LaunchDecode(Params(*c), max_pages, scratch, Stream(stream));
+int ls_decode(const Call* c, int portable, int max_pages, void* scratch, int64_t stream) {
+  return longstride::kernels::cuda::LaunchDecode(Params(*c), max_pages, scratch, Stream(stream),
+                                                 Path(portable));
 }
 
 }  // extern "C"

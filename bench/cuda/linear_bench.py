@@ -96,9 +96,9 @@ class Library:
         self.call("ls_convert", TYPES[kind], self.at(x), TYPES[x_type], ctypes.c_int64(m),
                   ctypes.c_int64(k), self.at(operand), self.at(scale), self.stream())
 
-    def product(self, kind, packed, n, operand, scale, out, out_type):
+    def product(self, kind, packed, n, operand, scale, out, out_type, portable=0):
         m, k = operand.shape
-        self.call("ls_product", TYPES[kind], self.at(packed), ctypes.c_int64(n), self.at(operand),
+        self.call("ls_product", portable, TYPES[kind], self.at(packed), ctypes.c_int64(n), self.at(operand),
                   self.at(scale), ctypes.c_int64(m), ctypes.c_int64(k), self.at(out),
                   TYPES[out_type], self.stream())
 
@@ -212,4 +212,5 @@ def main():
                         for k, v in total.items()) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

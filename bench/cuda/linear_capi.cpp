@@ -51,7 +51,7 @@ int ls_convert(int weight_type, const void* x, int x_type, int64_t m, int64_t k,
       static_cast<cudaStream_t>(stream));
 }
 
-int ls_product(int weight_type, const void* packed, int64_t n, const void* operand,
+int ls_product(int portable, int weight_type, const void* packed, int64_t n, const void* operand,
                const float* row_scale, int64_t m, int64_t k, void* out, int out_type,
                void* stream) {
   const DType type = TypeNamed(weight_type);
@@ -66,7 +66,9 @@ int ls_product(int weight_type, const void* packed, int64_t n, const void* opera
                                            .row_scale = row_scale},
                               .out = out,
                               .out_dtype = TypeNamed(out_type),
-                              .out_stride = n};
+                              .out_stride = n,
+                              .path = portable != 0 ? cuda::KernelPath::kPortable
+                                                    : cuda::KernelPath::kFast};
   return longstride::kernels::IsQuantized(type)
              ? cuda::LaunchQuantProduct(product, static_cast<cudaStream_t>(stream))
              : cuda::LaunchDenseProduct(product, static_cast<cudaStream_t>(stream));

@@ -53,7 +53,7 @@ class PinnedDeleter : public Buffer::Deleter {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const BackendOptions& options) {
-  ASSIGN_OR_RETURN(std::unique_ptr<DeviceContext> context, DeviceContext::Create(0));
+  ASSIGN_OR_RETURN(std::unique_ptr<DeviceContext> context, DeviceContext::Create(0, options.kernels));
   std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(context)));
   RETURN_IF_ERROR(backend->arrays_.Init());
   RETURN_IF_ERROR(backend->attention_.Init());
@@ -71,7 +71,7 @@ CudaBackend::~CudaBackend() = default;
 std::string CudaBackend::Describe() const {
   const CudaDeviceInfo& info = context_->info();
   return StrCat("cuda (", info.name, ", ", info.multiprocessors, " multiprocessors, ",
-                info.memory_bytes >> 30, " GiB)");
+                info.memory_bytes >> 30, " GiB, ", KernelPathName(context_->path()), " kernels)");
 }
 
 absl::StatusOr<Buffer> CudaBackend::Reserve(int64_t bytes) {

@@ -39,12 +39,10 @@ absl::StatusOr<CudaDeviceInfo> FindCudaDevice(int index) {
   cudaDeviceProp properties;
   const cudaError_t got = cudaGetDeviceProperties(&properties, index);
   if (got != cudaSuccess) return NoDevice(got);
-  // The kernels use instructions that only this architecture has (sm_90a).
-  if (properties.major != 9 || properties.minor != 0) {
+  if (properties.major < 8) {
     return absl::UnavailableError(StrCat(
         "CUDA device ", index, " (", properties.name, ") has compute capability ", properties.major,
-        ".", properties.minor, "; this build has kernels for 9.0 (H100, H200) only. Use the CPU "
-        "backend."));
+        ".", properties.minor, "; the kernels need 8.0 (A100) or newer. Use the CPU backend."));
   }
   CudaDeviceInfo info;
   info.index = index;

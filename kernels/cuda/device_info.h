@@ -15,10 +15,12 @@ struct CudaDeviceInfo {
   int minor = 0;
   int multiprocessors = 0;
   int64_t memory_bytes = 0;
+  // Whether the Hopper kernels (sm_90a: 9.0 and nothing newer) run on it.
+  bool has_fast_kernels() const { return major == 9 && minor == 0; }
 };
 
 // UNAVAILABLE: no driver, a driver too old for this build's CUDA, no device, or a device older than
-// compute capability 9.0. INVALID_ARGUMENT: `index` is not one of the devices.
+// compute capability 8.0. INVALID_ARGUMENT: `index` is not one of the devices.
 absl::StatusOr<CudaDeviceInfo> FindCudaDevice(int index);
 
 }  // namespace longstride::kernels

@@ -17,6 +17,12 @@ kernels::BackendKind ToBackend(const ServerConfig& config) {
   return kernels::BackendKind::kCpu;
 }
 
+kernels::KernelChoice KernelsOf(const ServerConfig& config) {
+  if (config.kernels == "fast") return kernels::KernelChoice::kFast;
+  if (config.kernels == "portable") return kernels::KernelChoice::kPortable;
+  return kernels::KernelChoice::kAuto;
+}
+
 }  // namespace
 
 kernels::KvDType ToKvDType(const ServerConfig& config) {
@@ -53,6 +59,7 @@ absl::StatusOr<model::ModelOptions> ToModelOptions(const ServerConfig& config) {
   options.backend = ToBackend(config);
   options.backend_options.num_threads = static_cast<int>(config.threads);
   options.backend_options.isa = config.cpu_isa == "auto" ? "" : config.cpu_isa;
+  options.backend_options.kernels = KernelsOf(config);
   options.kv_dtype = ToKvDType(config);
   options.kv_budget_bytes = config.kv.memory;
   options.kv_memory_fraction = config.kv.memory_fraction;

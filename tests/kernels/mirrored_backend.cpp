@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tests/kernels/test_util.h"
+#include "tests/testing/kernel_choice.h"
 
 namespace longstride::kernels {
 namespace {
@@ -232,7 +233,7 @@ class MirroredBackend : public Backend {
 std::unique_ptr<Backend> MakeByName(const std::string& name) {
   if (name == "reference") return MakeReference();
   if (name != "cuda") return MakeCpu(name);
-  auto backend = MakeBackend(BackendKind::kCuda, {});
+  auto backend = MakeBackend(BackendKind::kCuda, {.kernels = TestKernels()});
   if (!backend.ok()) return nullptr;
   return std::make_unique<MirroredBackend>(*std::move(backend));
 }

@@ -1,4 +1,5 @@
-// Sparse attention on the GPU: one contract (AttentionParams, kernels/op_params.h), two kernels.
+// Sparse attention on the GPU: one contract (AttentionParams, kernels/op_params.h), two kernels on
+// each path.
 // Every pointer inside the params is device memory; lists may have been made on the device. Nothing
 // here waits for the device or allocates. Calls are safe from any thread; a scratch area belongs to
 // one stream at a time.
@@ -15,6 +16,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/device/kernel_path.h"
 #include "kernels/op_params.h"
 
 namespace longstride::kernels::cuda {
@@ -32,22 +34,24 @@ struct AttentionStatus {
   uint32_t status = 0;
 };
 
-// Why the Hopper kernels cannot run these params (a constant sentence), or nullptr if they can:
-// q, k, v of one 16-bit type, head size 64, 128 or 256, entries of 64 or 128 positions, query tiles
-// of 128 rows at most (prefill) or group * rows <= 16 (decode), 16-byte aligned rows and pages.
-// `counters` must be null: the selection's maker knows the counts.
-const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout);
-const char* DecodeRefusal(const AttentionParams& p);
+// Why the kernels of a path cannot run these params (a constant sentence), or nullptr if they can:
+// q, k, v of one 16-bit type, head size 64, 128 or 256 (portable: one that the build has), entries
+// of 64 or 128 positions, query tiles of 128 rows at most (prefill) or group * rows <= 16 (decode),
+// 16-byte aligned rows and pages. `counters` must be null: the selection's maker knows the counts.
+const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout,
+                           KernelPath path = KernelPath::kFast);
+const char* DecodeRefusal(const AttentionParams& p, KernelPath path = KernelPath::kFast);
 
 // Bytes of scratch for a selection of this many tiles.
 int64_t PrefillScratchBytes(int32_t num_tiles, int32_t num_query_heads);
 
+// Plans do not depend on the path.
 cudaError_t LaunchPrefillPlan(const AttentionParams& p, PrefillLayout layout, void* scratch,
                               cudaStream_t stream);
 // Tiles of up to 128 query rows; see AttentionParams. Writes out and lse (where given) of every row
 // that a tile covers.
 cudaError_t LaunchPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,
-                          cudaStream_t stream);
+                          cudaStream_t stream, KernelPath path = KernelPath::kFast);
 
 // Bytes of scratch for decoding `num_tiles` tiles whose lists have at most `max_list_pages` pages.
 int64_t DecodeScratchBytes(int32_t num_tiles, int32_t num_query_heads, int32_t num_kv_heads,
@@ -60,6 +64,6 @@ cudaError_t LaunchDecodePlan(const AttentionParams& p, int32_t max_list_pages, v
 // keys of a list are split in parts whose size depends on the list's length alone; parts merge in
 // ascending order.
 cudaError_t LaunchDecode(const AttentionParams& p, int32_t max_list_pages, void* scratch,
-                         cudaStream_t stream);
+                         cudaStream_t stream, KernelPath path = KernelPath::kFast);
 
 }  // namespace longstride::kernels::cuda

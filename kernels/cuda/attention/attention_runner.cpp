@@ -62,21 +62,26 @@ absl::StatusOr<void*> AttentionRunner::StepMemory(int64_t bytes, bool zeroed) {
   return p;
 }
 
-bool AttentionRunner::IsFast(const AttentionParams& p, Plan* plan) const {
-  if (context_.info().major != 9) return false;
-  if (p.cache.dtype != KvDType::kF16 && p.cache.dtype != KvDType::kBF16) return false;
+void AttentionRunner::ChooseKernels(const AttentionParams& p, Plan* plan) const {
+  if (p.cache.dtype != KvDType::kF16 && p.cache.dtype != KvDType::kBF16) return;
+  if ((p.q.strides[0] | p.q.strides[1] | p.out.strides[0] | p.out.strides[1]) % 4 != 0) return;
   AttentionParams half = p;
   half.counters = nullptr;
   half.q = HalfView(p.q.data, p.cache.dtype, p.q);
   half.out = half.q;
   AttentionParams row = half;
   row.selection.query_tile = 1;
-  if (DecodeRefusal(row) != nullptr) return false;
-  // Packed or plain is a matter of the layer's shape, so that a row's bits depend on that alone.
-  plan->layout = PrefillLayout::kPacked;
-  if (PrefillRefusal(half, plan->layout) != nullptr) plan->layout = PrefillLayout::kPlain;
-  return PrefillRefusal(half, plan->layout) == nullptr && p.q.strides[0] % 4 == 0 &&
-         p.q.strides[1] % 4 == 0 && p.out.strides[0] % 4 == 0 && p.out.strides[1] % 4 == 0;
+  for (const KernelPath path : {KernelPath::kFast, KernelPath::kPortable}) {
+    if (path == KernelPath::kFast && context_.path() != path) continue;
+    if (DecodeRefusal(row, path) != nullptr) continue;
+    for (const PrefillLayout layout : {PrefillLayout::kPacked, PrefillLayout::kPlain}) {
+      if (PrefillRefusal(half, layout, path) != nullptr) continue;
+      plan->tensor_cores = true;
+      plan->path = path;
+      plan->layout = layout;
+      return;
+    }
+  }
 }
 
 absl::StatusOr<AttentionRunner::Plan*> AttentionRunner::PlanFor(const AttentionParams& p) {
@@ -113,8 +118,8 @@ absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
   ASSIGN_OR_RETURN(d.selection.list_count, arrays_.OnDevice(s.list_count, lists));
   ASSIGN_OR_RETURN(d.selection.entries, arrays_.OnDevice(s.entries, s.num_entries));
   ASSIGN_OR_RETURN(d.selection.edges, arrays_.OnDevice(s.edges, s.num_list_heads));
-  plan->fast = IsFast(p, plan);
-  if (plan->fast) return SplitTiles(p, plan);
+  ChooseKernels(p, plan);
+  if (plan->tensor_cores) return SplitTiles(p, plan);
   ASSIGN_OR_RETURN(plan->portable_status, StepMemory(sizeof(uint32_t), /*zeroed=*/true));
   status_words_.push_back(plan->portable_status);
   return absl::OkStatus();
@@ -194,7 +199,7 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
   return absl::OkStatus();
 }
 
-absl::Status AttentionRunner::RunFast(const AttentionParams& p, const Plan& plan) {
+absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Plan& plan) {
   Scratch scratch(context_);
   ASSIGN_OR_RETURN(uint16_t* q, scratch.Take<uint16_t>(p.q.num_elements()));
   ASSIGN_OR_RETURN(uint16_t* out, scratch.Take<uint16_t>(p.q.num_elements()));
@@ -209,19 +214,19 @@ absl::Status AttentionRunner::RunFast(const AttentionParams& p, const Plan& plan
   if (plan.prompt.scratch != nullptr) {
     half.selection = plan.prompt.selection;
     RETURN_IF_ERROR(context_.Check(
-        LaunchPrefill(half, plan.layout, plan.prompt.scratch, stream), "Attention"));
+        LaunchPrefill(half, plan.layout, plan.prompt.scratch, stream, plan.path), "Attention"));
   }
   if (plan.generated.scratch != nullptr) {
     half.selection = plan.generated.selection;
     RETURN_IF_ERROR(context_.Check(LaunchDecode(half, plan.generated.max_list_pages,
-                                                plan.generated.scratch, stream),
+                                                plan.generated.scratch, stream, plan.path),
                                    "Attention"));
   }
   return context_.Check(LaunchFromHalf(half.out, plan.device.selection, p.out, stream),
                         "Attention");
 }
 
-absl::Status AttentionRunner::RunPortable(const AttentionParams& p, const Plan& plan) {
+absl::Status AttentionRunner::RunFloat(const AttentionParams& p, const Plan& plan) {
   if (p.cache.head_dim > kPortableMaxHeadDim) {
     return absl::UnimplementedError(StrCat("The CUDA backend takes heads of up to ",
                                            kPortableMaxHeadDim, " channels, got ",
@@ -242,7 +247,7 @@ absl::Status AttentionRunner::RunPortable(const AttentionParams& p, const Plan& 
 absl::Status AttentionRunner::Run(const AttentionParams& p) {
   if (p.selection.num_tiles == 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(const Plan* plan, PlanFor(p));
-  RETURN_IF_ERROR(plan->fast ? RunFast(p, *plan) : RunPortable(p, *plan));
+  RETURN_IF_ERROR(plan->tensor_cores ? RunTensorCores(p, *plan) : RunFloat(p, *plan));
   if (p.counters != nullptr) {
     p.counters->keys_visible += plan->counters.keys_visible;
     p.counters->keys_read += plan->counters.keys_read;

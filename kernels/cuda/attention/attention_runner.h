@@ -14,8 +14,8 @@
 namespace longstride::kernels::cuda {
 
 // A row's class alone decides its kernel: a prompt's rows go to the prefill kernel and generated
-// ones, each as a tile of its own, to the decode kernel, where the Hopper kernels take the shape;
-// everything else goes to the portable kernel. One thread.
+// ones, each as a tile of its own, to the decode kernel: Hopper's where they take the shape and may
+// be used, else the portable ones. What neither takes goes to the float32 kernel. One thread.
 class AttentionRunner {
  public:
   AttentionRunner(DeviceContext& context, StepArrays& arrays)
@@ -44,7 +44,8 @@ class AttentionRunner {
     AttentionCounters counters;
     AttentionParams device;  // arrays and `selection` (all tiles) in device memory
     int32_t max_kv_len = 0;
-    bool fast = false;
+    bool tensor_cores = false;
+    KernelPath path = KernelPath::kPortable;  // of those
     PrefillLayout layout = PrefillLayout::kPlain;
     Part prompt, generated;
     void* portable_status = nullptr;
@@ -53,9 +54,10 @@ class AttentionRunner {
   absl::StatusOr<Plan*> PlanFor(const AttentionParams& p);
   absl::Status MakePlan(const AttentionParams& p, Plan* plan);
   absl::Status SplitTiles(const AttentionParams& p, Plan* plan);
-  bool IsFast(const AttentionParams& p, Plan* plan) const;
-  absl::Status RunFast(const AttentionParams& p, const Plan& plan);
-  absl::Status RunPortable(const AttentionParams& p, const Plan& plan);
+  // Chooses kernels and layout. A function of the layer's shape alone, so that a row's bits are.
+  void ChooseKernels(const AttentionParams& p, Plan* plan) const;
+  absl::Status RunTensorCores(const AttentionParams& p, const Plan& plan);
+  absl::Status RunFloat(const AttentionParams& p, const Plan& plan);
   // Device memory that lives as long as the step, 0 at first if `zeroed`.
   absl::StatusOr<void*> StepMemory(int64_t bytes, bool zeroed);
 

@@ -110,7 +110,9 @@ int64_t DecodeScratchBytes(int32_t num_tiles, int32_t num_query_heads, int32_t n
 
 cudaError_t LaunchDecodePlan(const AttentionParams& a, int32_t max_list_pages, void* scratch,
                              cudaStream_t stream) {
-  if (DecodeRefusal(a) != nullptr) return cudaErrorNotSupported;
+  if (DecodeRefusal(a) != nullptr && DecodeRefusal(a, KernelPath::kPortable) != nullptr) {
+    return cudaErrorNotSupported;
+  }
   if (a.selection.num_tiles == 0) return cudaSuccess;
   const DecodeLayout layout = LayoutOf(a, max_list_pages);
   const PlanParams p = {DecodeScratch(layout, scratch),

@@ -9,6 +9,7 @@
 // four are merged in order and stored. A second kernel merges a list's parts in ascending order.
 #include "kernels/cuda/attention/decode_params.h"
 #include "kernels/cuda/attention/edges.cuh"
+#include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/tensor_maps.h"
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/device/mma.cuh"
@@ -655,9 +656,8 @@ int Log2(int n) {
 
 }  // namespace
 
-cudaError_t LaunchDecode(const AttentionParams& a, int32_t max_list_pages, void* scratch,
-                         cudaStream_t stream) {
-  if (DecodeRefusal(a) != nullptr) return cudaErrorNotSupported;
+cudaError_t LaunchFastDecode(const AttentionParams& a, int32_t max_list_pages, void* scratch,
+                             cudaStream_t stream) {
   if (a.selection.num_tiles == 0) return cudaSuccess;
   const DecodeLayout layout = LayoutOf(a, max_list_pages);
   const DecodeScratch areas(layout, scratch);

@@ -1,5 +1,6 @@
 // The order in which prefill's persistent blocks take their work: by section of KV heads that fit
 // the L2 cache, then longest list first. Order never changes a result, only the time.
+#include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/prefill_params.h"
 
 namespace longstride::kernels::cuda {
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kPlanThreads) PrefillPlanKernel(const PlanPara
   }
 }
 
-const char* SharedRefusal(const AttentionParams& p) {
+const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
   const KvSelection& s = p.selection;
   if (p.q.dtype != DType::kBF16 && p.q.dtype != DType::kF16) return "q is neither bf16 nor f16";
   if (p.out.dtype != p.q.dtype) return "q and out differ in type";
@@ -107,7 +108,11 @@ const char* SharedRefusal(const AttentionParams& p) {
     return "the cache's type differs from q's";
   }
   const int d = p.cache.head_dim;
-  if (d != 64 && d != 128 && d != 256) return "the head size is not 64, 128 or 256";
+  if (path == KernelPath::kPortable) {
+    if (FindMmaKernels(d) == nullptr) return "the build has no kernels for this head size";
+  } else if (d != 64 && d != 128 && d != 256) {
+    return "the head size is not 64, 128 or 256";
+  }
   if (p.q.rank != 3 || p.out.rank != 3 || p.q.shape[2] != d || p.out.shape[2] != d) {
     return "q and out must be [rows, heads, head size]";
   }
@@ -130,8 +135,8 @@ const char* SharedRefusal(const AttentionParams& p) {
 
 }  // namespace
 
-const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout) {
-  if (const char* why = SharedRefusal(p)) return why;
+const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout, KernelPath path) {
+  if (const char* why = SharedRefusal(p, path)) return why;
   const KvSelection& s = p.selection;
   if (s.query_tile < 1 || s.query_tile > kTileRows) return "query tiles are larger than 128 rows";
   if (layout == PrefillLayout::kPacked) {
@@ -143,8 +148,8 @@ const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout) {
   return nullptr;
 }
 
-const char* DecodeRefusal(const AttentionParams& p) {
-  if (const char* why = SharedRefusal(p)) return why;
+const char* DecodeRefusal(const AttentionParams& p, KernelPath path) {
+  if (const char* why = SharedRefusal(p, path)) return why;
   const int64_t group =
       p.selection.list_heads == ListHeads::kPerQHead ? 1 : p.q.shape[1] / p.cache.num_heads;
   if (group * p.selection.query_tile > 16) return "a tile has more than 16 query rows per KV head";
@@ -158,7 +163,10 @@ int64_t PrefillScratchBytes(int32_t num_tiles, int32_t num_query_heads) {
 
 cudaError_t LaunchPrefillPlan(const AttentionParams& a, PrefillLayout layout, void* scratch,
                               cudaStream_t stream) {
-  if (PrefillRefusal(a, layout) != nullptr) return cudaErrorNotSupported;
+  if (PrefillRefusal(a, layout) != nullptr &&
+      PrefillRefusal(a, layout, KernelPath::kPortable) != nullptr) {
+    return cudaErrorNotSupported;
+  }
   PlanParams p;
   p.plan = static_cast<PrefillPlan*>(scratch);
   p.order = reinterpret_cast<uint32_t*>(p.plan + 1);

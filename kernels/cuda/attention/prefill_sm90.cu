@@ -8,6 +8,7 @@
 // turns by named barriers; FlashAttention-3, arXiv 2407.08608, describes the schedule). Tiles that
 // need no mask skip the mask code; which do is decided by the producer, per tile.
 #include "kernels/cuda/attention/edges.cuh"
+#include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/prefill_params.h"
 #include "kernels/cuda/attention/tensor_maps.h"
 #include "kernels/cuda/device/math.cuh"
@@ -695,9 +696,8 @@ cudaError_t Launch(const KernelParams& params, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t LaunchPrefill(const AttentionParams& a, PrefillLayout layout, void* scratch,
-                          cudaStream_t stream) {
-  if (PrefillRefusal(a, layout) != nullptr) return cudaErrorNotSupported;
+cudaError_t LaunchFastPrefill(const AttentionParams& a, PrefillLayout layout, void* scratch,
+                              cudaStream_t stream) {
   if (a.selection.num_tiles == 0) return cudaSuccess;
   KernelParams p;
   p.shape = MakeUnitShape(a, layout);

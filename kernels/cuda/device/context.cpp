@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/cuda/device/kernel_image.h"
+
 namespace longstride::kernels::cuda {
 namespace {
 
@@ -35,10 +37,25 @@ bool IsOfOneCall(cudaError_t error) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DeviceContext>> DeviceContext::Create(int device_index) {
+absl::StatusOr<std::unique_ptr<DeviceContext>> DeviceContext::Create(int device_index,
+                                                                     KernelChoice kernels) {
   ASSIGN_OR_RETURN(CudaDeviceInfo info, FindCudaDevice(device_index));
+  if (kernels == KernelChoice::kFast && !info.has_fast_kernels()) {
+    return absl::UnavailableError(StrCat(
+        "The fast kernels need compute capability 9.0 (H100, H200); ", info.name, " has ",
+        info.major, ".", info.minor, ". Use --kernels auto or portable."));
+  }
   std::unique_ptr<DeviceContext> context(new DeviceContext(std::move(info)));
+  const bool fast = context->info_.has_fast_kernels() && kernels != KernelChoice::kPortable;
+  context->path_ = fast ? KernelPath::kFast : KernelPath::kPortable;
   RETURN_IF_ERROR(context->Check(cudaSetDevice(device_index), "choosing the device"));
+  if (const cudaError_t error = FindKernelImage(); error != cudaSuccess) {
+    return absl::UnavailableError(StrCat(
+        "This build has no code for ", context->info_.name, " (compute capability ",
+        context->info_.major, ".", context->info_.minor, "): ", cudaGetErrorString(error),
+        ". Configure with -DLONGSTRIDE_CUDA_ARCHITECTURES=", context->info_.major,
+        context->info_.minor, ", or use the CPU backend."));
+  }
   RETURN_IF_ERROR(context->Check(
       cudaStreamCreateWithFlags(&context->stream_, cudaStreamNonBlocking), "making a stream"));
   RETURN_IF_ERROR(context->scratch_.Reserve(device_index, kScratchAddresses));

@@ -9,8 +9,10 @@
 #include <string>
 
 #include "config/base/status.h"
+#include "kernels/backend.h"
 #include "kernels/buffer.h"
 #include "kernels/cuda/device/virtual_memory.h"
+#include "kernels/cuda/device/kernel_path.h"
 #include "kernels/cuda/device_info.h"
 
 namespace longstride::kernels::cuda {
@@ -18,7 +20,10 @@ namespace longstride::kernels::cuda {
 class DeviceContext {
  public:
   // Makes the device current on the calling thread. Errors: FindCudaDevice's, or the device's own.
-  static absl::StatusOr<std::unique_ptr<DeviceContext>> Create(int device_index);
+  // UNAVAILABLE: this build has no code for the device, or no fast kernels where those were asked
+  // for.
+  static absl::StatusOr<std::unique_ptr<DeviceContext>> Create(
+      int device_index, KernelChoice kernels = KernelChoice::kAuto);
   ~DeviceContext();
   DeviceContext(const DeviceContext&) = delete;
   DeviceContext& operator=(const DeviceContext&) = delete;
@@ -28,6 +33,8 @@ class DeviceContext {
 
   const CudaDeviceInfo& info() const { return info_; }
   int multiprocessors() const { return info_.multiprocessors; }
+  // Which family of kernels runs here, decided once.
+  KernelPath path() const { return path_; }
   // All work of the backend, in order.
   cudaStream_t stream() const { return stream_; }
   // Whether the device still answers: a CUDA error that is not about one call's arguments is final.
@@ -49,6 +56,7 @@ class DeviceContext {
   explicit DeviceContext(CudaDeviceInfo info) : info_(std::move(info)) {}
 
   CudaDeviceInfo info_;
+  KernelPath path_ = KernelPath::kPortable;
   cudaStream_t stream_ = nullptr;
   bool healthy_ = true;
   VirtualRange scratch_;

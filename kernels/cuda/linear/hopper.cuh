@@ -11,9 +11,12 @@
 namespace longstride::kernels::cuda {
 
 // Programmatic dependent launch: the next kernel of the stream may start now, and waits here for
-// everything that ran before it. Without the launch attribute both do nothing.
+// everything that ran before it. Without the launch attribute both do nothing; kernels of older
+// chips may call the first.
 __device__ __forceinline__ void LetDependentsStart() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 __device__ __forceinline__ void WaitForPredecessors() {
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -91,7 +91,8 @@ absl::Status RunSegment(const LinearParams& p, const LinearSegment& s, Operands&
                         .out_stride = p.out.strides[0],
                         .bias = bias,
                         .accumulate = p.accumulate,
-                        .multiprocessors = context.multiprocessors()};
+                        .multiprocessors = context.multiprocessors(),
+                        .path = context.path()};
   return context.Check(IsQuantized(s.dtype) ? LaunchQuantProduct(product, context.stream())
                                             : LaunchDenseProduct(product, context.stream()),
                        "Linear");

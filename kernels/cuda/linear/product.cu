@@ -2,13 +2,16 @@
 
 #include "kernels/cuda/linear/dense.cuh"
 #include "kernels/cuda/linear/packed_weight.h"
+#include "kernels/cuda/linear/portable.h"
 
 namespace longstride::kernels::cuda {
 
 template <DType kType>
 cudaError_t LaunchQuant(const Product& p, cudaStream_t stream);
 
-int TileRows(DType weight_dtype, int64_t n, int64_t rows) {
+namespace {
+
+int FastTileRows(DType weight_dtype, int64_t n, int64_t rows) {
   if (rows <= 8) return 8;
   if (rows <= 64) return 64;
   if (IsQuantized(weight_dtype) || rows <= 128) return 128;
@@ -17,23 +20,47 @@ int TileRows(DType weight_dtype, int64_t n, int64_t rows) {
   return wide_tiles >= 100 ? 256 : 128;
 }
 
+int PortableTileRows(DType weight_dtype, int64_t n, int64_t rows) {
+  if (rows <= 8) return 8;
+  if (IsQuantized(weight_dtype)) return 128;
+  return rows > 128 && CeilDiv(n, 128) * CeilDiv(rows, 256) >= 100 ? 256 : 64;
+}
+
+int TileRowsOf(const Product& p) {
+  return p.groups != nullptr ? p.groups->tile_rows
+                             : TileRows(p.path, p.weight_dtype, p.n, p.x.rows);
+}
+
+template <DType kType>
+cudaError_t LaunchBlocks(const Product& p, cudaStream_t stream) {
+  return p.path == KernelPath::kPortable ? LaunchPortableBlocks<kType>(p, TileRowsOf(p), stream)
+                                         : LaunchQuant<kType>(p, stream);
+}
+
+}  // namespace
+
+int TileRows(KernelPath path, DType weight_dtype, int64_t n, int64_t rows) {
+  return path == KernelPath::kPortable ? PortableTileRows(weight_dtype, n, rows)
+                                       : FastTileRows(weight_dtype, n, rows);
+}
+
 cudaError_t LaunchDenseProduct(const Product& p, cudaStream_t stream) {
-  const int tokens = p.groups != nullptr ? p.groups->tile_rows
-                                         : TileRows(p.weight_dtype, p.n, p.x.rows);
+  const int tokens = TileRowsOf(p);
+  if (p.path == KernelPath::kPortable) return LaunchPortableDense(p, tokens, stream);
   return tokens == 256 ? LaunchDenseWide(p, stream) : LaunchDenseNarrow(p, tokens, stream);
 }
 
 cudaError_t LaunchQuantProduct(const Product& p, cudaStream_t stream) {
   switch (p.weight_dtype) {
-    case DType::kQ8_0: return LaunchQuant<DType::kQ8_0>(p, stream);
-    case DType::kQ4_0: return LaunchQuant<DType::kQ4_0>(p, stream);
-    case DType::kQ4_1: return LaunchQuant<DType::kQ4_1>(p, stream);
-    case DType::kQ5_0: return LaunchQuant<DType::kQ5_0>(p, stream);
-    case DType::kQ5_1: return LaunchQuant<DType::kQ5_1>(p, stream);
-    case DType::kMXFP4: return LaunchQuant<DType::kMXFP4>(p, stream);
-    case DType::kQ4_K: return LaunchQuant<DType::kQ4_K>(p, stream);
-    case DType::kQ5_K: return LaunchQuant<DType::kQ5_K>(p, stream);
-    case DType::kQ6_K: return LaunchQuant<DType::kQ6_K>(p, stream);
+    case DType::kQ8_0: return LaunchBlocks<DType::kQ8_0>(p, stream);
+    case DType::kQ4_0: return LaunchBlocks<DType::kQ4_0>(p, stream);
+    case DType::kQ4_1: return LaunchBlocks<DType::kQ4_1>(p, stream);
+    case DType::kQ5_0: return LaunchBlocks<DType::kQ5_0>(p, stream);
+    case DType::kQ5_1: return LaunchBlocks<DType::kQ5_1>(p, stream);
+    case DType::kMXFP4: return LaunchBlocks<DType::kMXFP4>(p, stream);
+    case DType::kQ4_K: return LaunchBlocks<DType::kQ4_K>(p, stream);
+    case DType::kQ5_K: return LaunchBlocks<DType::kQ5_K>(p, stream);
+    case DType::kQ6_K: return LaunchBlocks<DType::kQ6_K>(p, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/device/kernel_path.h"
 #include "kernels/tensor_view.h"
 
 namespace longstride::kernels::cuda {
@@ -49,11 +50,13 @@ struct Product {
   bool accumulate = false;
   const Grouping* groups = nullptr;
   int multiprocessors = 132;
+  KernelPath path = KernelPath::kFast;
 };
 
 // Rows of one tile of activations for a product with this many rows: any choice gives the same
-// bits. Grouped products must use it for their tiles (`rows`: the expected rows of a group).
-int TileRows(DType weight_dtype, int64_t n, int64_t rows);
+// bits (of one path). Grouped products must use it for their tiles (`rows`: the expected rows of a
+// group).
+int TileRows(KernelPath path, DType weight_dtype, int64_t n, int64_t rows);
 
 cudaError_t LaunchDenseProduct(const Product& p, cudaStream_t stream);
 cudaError_t LaunchQuantProduct(const Product& p, cudaStream_t stream);

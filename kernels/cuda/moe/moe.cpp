@@ -116,7 +116,7 @@ class MoeCall {
       for (const LinearSegment& s : w->segments()) {
         has_float |= s.dtype == DType::kF32;
         r.tile_rows =
-            std::max(r.tile_rows, TileRows(s.dtype, s.rows, CeilDiv(pairs, chosen)));
+            std::max(r.tile_rows, TileRows(context_.path(), s.dtype, s.rows, CeilDiv(pairs, chosen)));
       }
     }
     // Both products share the tiles; the tallest belong to f16 and bf16 alone.
@@ -175,7 +175,8 @@ class MoeCall {
                             .out_stride = out.strides[0],
                             .bias = segment_bias,
                             .groups = &groups,
-                            .multiprocessors = context_.multiprocessors()};
+                            .multiprocessors = context_.multiprocessors(),
+                            .path = context_.path()};
       RETURN_IF_ERROR(context_.Check(IsQuantized(segments[s].dtype)
                                          ? LaunchQuantProduct(product, context_.stream())
                                          : LaunchDenseProduct(product, context_.stream()),

@@ -1,6 +1,6 @@
 // Runs the attention kernels on the GPU and compares them with float64. A program of its own: it
 // needs the CUDA runtime and nothing else. Exit status 0 if every check holds.
-//   attention_gpu_check [substring of the case names]
+//   attention_gpu_check [substring of the case names] [fast|portable; default: both where they run]
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -15,6 +15,7 @@ namespace longstride::kernels::cuda {
 namespace {
 
 int failures = 0;
+KernelPath path = KernelPath::kFast;
 const char* filter = "";
 
 void Must(cudaError_t error, const char* what) {
@@ -45,28 +46,28 @@ void Expect(bool holds, const std::string& what) {
 
 void RunPrefill(AttentionCase* c, PrefillLayout layout) {
   const AttentionParams& p = c->params();
-  if (const char* why = PrefillRefusal(p, layout))
+  if (const char* why = PrefillRefusal(p, layout, path))
     return Expect(false, c->spec().name + ": " + why);
   Scratch scratch(PrefillScratchBytes(p.selection.num_tiles, c->spec().query_heads));
   c->Poison();
   Must(LaunchPrefillPlan(p, layout, scratch.data, nullptr), "prefill plan");
   // Twice from one plan, as two layers would.
-  Must(LaunchPrefill(p, layout, scratch.data, nullptr), "prefill");
-  Must(LaunchPrefill(p, layout, scratch.data, nullptr), "prefill");
+  Must(LaunchPrefill(p, layout, scratch.data, nullptr, path), "prefill");
+  Must(LaunchPrefill(p, layout, scratch.data, nullptr, path), "prefill");
   Must(cudaDeviceSynchronize(), c->spec().name.c_str());
   Expect(scratch.Status() == 0, c->spec().name + ": status");
 }
 
 void RunDecode(AttentionCase* c) {
   const AttentionParams& p = c->params();
-  if (const char* why = DecodeRefusal(p)) return Expect(false, c->spec().name + ": " + why);
+  if (const char* why = DecodeRefusal(p, path)) return Expect(false, c->spec().name + ": " + why);
   const int32_t pages = c->max_list_pages();
   Scratch scratch(DecodeScratchBytes(p.selection.num_tiles, c->spec().query_heads,
                                      c->spec().kv_heads, c->spec().head_dim, pages));
   c->Poison();
   Must(LaunchDecodePlan(p, pages, scratch.data, nullptr), "decode plan");
-  Must(LaunchDecode(p, pages, scratch.data, nullptr), "decode");
-  Must(LaunchDecode(p, pages, scratch.data, nullptr), "decode");
+  Must(LaunchDecode(p, pages, scratch.data, nullptr, path), "decode");
+  Must(LaunchDecode(p, pages, scratch.data, nullptr, path), "decode");
   Must(cudaDeviceSynchronize(), c->spec().name.c_str());
   Expect(scratch.Status() == 0, c->spec().name + ": status");
 }
@@ -273,7 +274,7 @@ void MissingPagesAreReported() {
     const AttentionParams& p = c.params();
     Scratch scratch(PrefillScratchBytes(p.selection.num_tiles, s.query_heads));
     Must(LaunchPrefillPlan(p, PrefillLayout::kPlain, scratch.data, nullptr), "plan");
-    Must(LaunchPrefill(p, PrefillLayout::kPlain, scratch.data, nullptr), "prefill");
+    Must(LaunchPrefill(p, PrefillLayout::kPlain, scratch.data, nullptr, path), "prefill");
     Must(cudaDeviceSynchronize(), "missing page");
     const bool reported = scratch.Status() != 0;
     std::printf("%-4s prefill page id %d reported\n", reported ? "ok" : "FAIL", id);
@@ -281,18 +282,41 @@ void MissingPagesAreReported() {
   }
 }
 
+void CheckPath();
+
 int Main(int argc, char** argv) {
   if (argc > 1) filter = argv[1];
+  const std::string only = argc > 2 ? argv[2] : "";
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("no CUDA device: skipped\n");
     return 0;
   }
-  for (int32_t d : {128, 64, 256}) PrefillShapes(d, DType::kBF16);
+  cudaDeviceProp properties;
+  Must(cudaGetDeviceProperties(&properties, 0), "properties");
+  const bool has_fast = properties.major == 9 && properties.minor == 0;
+  for (const KernelPath each : {KernelPath::kFast, KernelPath::kPortable}) {
+    if ((each == KernelPath::kFast && !has_fast) ||
+        (!only.empty() && only != KernelPathName(each))) {
+      continue;
+    }
+    path = each;
+    std::printf("== %s\n", KernelPathName(path));
+    CheckPath();
+  }
+  std::printf("%s: %d failures\n", failures == 0 ? "PASS" : "FAIL", failures);
+  return failures == 0 ? 0 : 1;
+}
+
+void CheckPath() {
+  const std::vector<int32_t> sizes = path == KernelPath::kFast
+                                         ? std::vector<int32_t>{128, 64, 256}
+                                         : std::vector<int32_t>{128, 64, 80, 96, 192, 256};
+  for (int32_t d : sizes) PrefillShapes(d, DType::kBF16);
   PrefillShapes(128, DType::kF16);
   CutsDoNotMatter();
   MissingPagesAreReported();
-  for (int32_t d : {128, 64, 256}) DecodeShapes(d, DType::kBF16);
+  for (int32_t d : sizes) DecodeShapes(d, DType::kBF16);
   DecodeShapes(128, DType::kF16);
   CompanyDoesNotMatter();
   size_t free_bytes = 0, total = 0;
@@ -306,8 +330,6 @@ int Main(int argc, char** argv) {
     s.sequences = {{5000, 4999, 1}};
     Decode(s);
   }
-  std::printf("%s: %d failures\n", failures == 0 ? "PASS" : "FAIL", failures);
-  return failures == 0 ? 0 : 1;
 }
 
 }  // namespace

@@ -7,13 +7,14 @@
 
 #include "kernels/cuda/device/context.h"
 #include "tests/kernels/test_util.h"
+#include "tests/testing/kernel_choice.h"
 
 namespace longstride::kernels::cuda {
 
 class GpuTest : public SeededTest {
  protected:
   void SetUp() override {
-    auto context = DeviceContext::Create(0);
+    auto context = DeviceContext::Create(0, TestKernels());
     if (!context.ok()) GTEST_SKIP() << context.status().message();
     context_ = *std::move(context);
   }

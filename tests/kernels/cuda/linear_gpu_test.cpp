@@ -194,7 +194,7 @@ TEST_F(LinearGpuTest, BiasAccumulationStridesAndSixteenBitTensors) {
 // Wide tiles leave through copies of their own; the bits are those of rows computed in narrow ones.
 TEST_F(LinearGpuTest, WideTilesRoundAsNarrowOnesDo) {
   const int64_t n = 12872, cols = 128, rows = 300;
-  ASSERT_EQ(TileRows(DType::kBF16, n, rows), 256);
+  ASSERT_EQ(TileRows(context_->path(), DType::kBF16, n, rows), 256);
   for (const DType type : {DType::kBF16, DType::kF16}) {
     const std::vector<uint8_t> bytes = RandomWeight(type, n, cols, rng);
     const auto weight = Prepare({TensorView::Matrix(bytes.data(), type, n, cols)});

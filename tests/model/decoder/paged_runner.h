@@ -16,6 +16,7 @@
 #include "model/decoder.h"
 #include "model/kv_cache.h"
 #include "model/sparsity/sparsity_plan.h"
+#include "tests/testing/kernel_choice.h"
 
 namespace longstride::model {
 
@@ -54,7 +55,7 @@ class PagedRunner {
     auto plan = SparsityPlan::Resolve(*policy, *spec, dtype);
     EXPECT_TRUE(plan.ok()) << plan.status();
     plan_ = *std::move(plan);
-    auto backend = kernels::MakeBackend(kind, {.num_threads = num_threads, .isa = ""});
+    auto backend = kernels::MakeBackend(kind, {.num_threads = num_threads, .kernels = TestKernels()});
     EXPECT_TRUE(backend.ok()) << backend.status();
     backend_ = *std::move(backend);
     auto cache = KvCache::Create(backend_.get(), plan_.groups,

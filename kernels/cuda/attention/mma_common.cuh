@@ -1,0 +1,106 @@
+// What the portable tensor-core attention kernels share: how a head of a page lies in shared memory,
+// and how a row ends.
+#pragma once
+
+#include "kernels/cuda/attention/edges.cuh"
+#include "kernels/cuda/device/async_copy.cuh"
+#include "kernels/cuda/device/math.cuh"
+#include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device/pipeline.cuh"
+
+namespace longstride::kernels::cuda {
+
+// Rows of one head in shared memory, free of bank conflicts for LoadMatrix4: swizzled in chunks of
+// 16 bytes where the row is a multiple of 128 bytes, padded by one chunk elsewhere.
+template <int kHeadDim>
+struct HeadRows {
+  static constexpr bool kSwizzled = kHeadDim % 64 == 0;
+  static constexpr int kChunks = kHeadDim / 8;
+  static constexpr int kRowBytes = kHeadDim * 2 + (kSwizzled ? 0 : 16);
+  static constexpr int kPageBytes = kPageTokens * kRowBytes;
+  static_assert(kHeadDim % 16 == 0);
+
+  static __device__ __forceinline__ uint32_t At(int row, int chunk) {
+    return static_cast<uint32_t>(row * kRowBytes +
+                                 ((kSwizzled ? chunk ^ (row & 7) : chunk) << 4));
+  }
+};
+
+// The two-column fragments of a product of 16 rows: element e of tile n is row lane / 4 + 8 * (e / 2),
+// column n * 8 + lane % 4 * 2 + e % 2.
+struct RowEnd {
+  float factor;  // what the row's sums are multiplied with
+  float lse;
+};
+// `best`: the row's maximum on the scale of natural logarithms; `total`: its sum of exponentials.
+__device__ __forceinline__ RowEnd EndRow(float best, float total, const float* sinks, int head) {
+  if (!(total > 0.0f)) return {0.0f, NegativeInfinity()};
+  RowEnd end = {1.0f / total, best + logf(total)};
+  if (sinks != nullptr) {
+    const float sink = sinks[head], most = fmaxf(best, sink), mine = __expf(best - most);
+    end.factor = mine / (total * mine + __expf(sink - most));
+  }
+  return end;
+}
+
+// Scores [kTiles][4] of two rows become exp2(score * factor - maximum); keeps the running maximum
+// (times factor) and this thread's part of the sum; true if what was summed before must shrink.
+template <int kTiles>
+__device__ __forceinline__ void OnlineSoftmax(float factor, float (&s)[kTiles][4], float (&top)[2],
+                                              float (&sum)[2], float (&shrink)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float best = s[0][r * 2];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) best = fmaxf(best, fmaxf(s[n][r * 2], s[n][r * 2 + 1]));
+    best = fmaxf(top[r], QuadMax(best) * factor);
+    // Where nothing was visible yet, subtract 0 instead of -inf.
+    const float subtract = best == NegativeInfinity() ? 0.0f : best;
+    shrink[r] = Exp2(top[r] - subtract);
+    top[r] = best;
+    float part = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& x = s[n][r * 2 + c];
+        x = Exp2(fmaf(x, factor, -subtract));
+        part += x;
+      }
+    }
+    sum[r] = sum[r] * shrink[r] + part;
+  }
+}
+
+template <int kTiles>
+__device__ __forceinline__ void SoftCap(float scale, float softcap, float (&s)[kTiles][4]) {
+  const float inner = scale / softcap;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[n][e] = softcap * Tanh(s[n][e] * inner);
+  }
+}
+
+// Multiplying by 1 changes nothing: skipped where no row of the warp has a new maximum.
+template <int kTiles>
+__device__ __forceinline__ void Shrink(const float (&shrink)[2], float (&o)[kTiles][4]) {
+  if (!__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) o[n][e] *= shrink[e / 2];
+  }
+}
+
+// A fragments of probabilities for 16 keys from two tiles of scores.
+template <typename T>
+__device__ __forceinline__ void PackProbabilities(const float (&left)[4], const float (&right)[4],
+                                                  uint32_t (&a)[4]) {
+  a[0] = Pack<T>(left[0], left[1]);
+  a[1] = Pack<T>(left[2], left[3]);
+  a[2] = Pack<T>(right[0], right[1]);
+  a[3] = Pack<T>(right[2], right[3]);
+}
+
+}  // namespace longstride::kernels::cuda

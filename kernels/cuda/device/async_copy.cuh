@@ -1,0 +1,36 @@
+// Background copies from device to shared memory by ordinary threads (sm_80 and later), for kernels
+// that do not have Hopper's copy engine.
+#pragma once
+
+#include <cstdint>
+
+namespace longstride::kernels::cuda {
+
+// 16 bytes, both sides aligned to them. Only the first `bytes` are read, the others become zero.
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(bytes)
+               : "memory");
+}
+// Makes a group of this thread's copies since the last call.
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until all but the last kPending groups of this thread are there.
+template <int kPending>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+inline constexpr int kMaxPendingCopies = 4;
+// The same for a number known at run time, the same in all threads, of at most kMaxPendingCopies.
+__device__ __forceinline__ void WaitCopies(int pending) {
+  switch (pending) {
+    case 0: WaitCopies<0>(); break;
+    case 1: WaitCopies<1>(); break;
+    case 2: WaitCopies<2>(); break;
+    case 3: WaitCopies<3>(); break;
+    default: WaitCopies<kMaxPendingCopies>(); break;
+  }
+}
+
+}  // namespace longstride::kernels::cuda

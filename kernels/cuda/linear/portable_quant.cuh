@@ -1,0 +1,17 @@
+// The portable kernels of a block format: tiles of 8 and of 128 tokens.
+#pragma once
+
+#include "kernels/cuda/linear/portable.h"
+#include "kernels/cuda/linear/portable_product.cuh"
+
+namespace longstride::kernels::cuda {
+
+template <DType kType>
+cudaError_t LaunchPortableBlocks(const Product& p, int tokens, cudaStream_t stream) {
+  using Few = PortableShape<64, 8, 16, 8, 4, 2>;
+  using Many = PortableShape<128, 128, 32, 64, 1, 2>;
+  if (tokens <= Few::kTokens) return LaunchPortable<BlockWeights<kType>, Few>(p, stream);
+  return LaunchPortable<BlockWeights<kType>, Many>(p, stream);
+}
+
+}  // namespace longstride::kernels::cuda
