@@ -21,6 +21,7 @@ RUN scripts/setup.sh
 COPY . .
 RUN cmake --preset release -DLONGSTRIDE_COMMIT=${COMMIT} \
       -DLONGSTRIDE_CUDA=$([ "${VARIANT}" = cuda ] && echo ON || echo OFF) \
+      "-DLONGSTRIDE_CUDA_ARCHITECTURES=80-real;89-real;90a-real;100-real;120" \
  && cmake --build --preset release \
  && scripts/runtime_packages.sh build/release/server/longstride > /runtime-packages \
  && strip --strip-debug -o /longstride build/release/server/longstride

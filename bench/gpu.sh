@@ -31,7 +31,9 @@ libraries() {
 pack() {
   # The tests find their data from the root of the tree, wherever that is, and all binaries their
   # libraries (and those of these) beside them, so that python3 there keeps its own.
+  # CI builds fewer head sizes; here all are.
   cmake --preset cuda -DLONGSTRIDE_BENCH=ON -DLONGSTRIDE_TEST_ROOT=. \
+    "-DLONGSTRIDE_CUDA_HEAD_SIZES=64;80;96;128;192;256" \
     -DCMAKE_BUILD_RPATH='$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags
   cmake --build --preset cuda --target longstride attention_gpu_check attention linear "${tests[@]}"
   local name unpacked

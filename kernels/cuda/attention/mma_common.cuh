@@ -26,6 +26,13 @@ struct HeadRows {
   }
 };
 
+// The same value, of which the compiler does not know so: addresses made from it are computed where
+// they are used and do not take registers from the sums.
+__device__ __forceinline__ int Forgotten(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // The two-column fragments of a product of 16 rows: element e of tile n is row lane / 4 + 8 * (e / 2),
 // column n * 8 + lane % 4 * 2 + e % 2.
 struct RowEnd {

@@ -77,17 +77,20 @@ struct BlockFormat {
     uint32_t minimum[2][kHasMinimum ? kScales : 1];
   };
 
-  // Where this thread's pieces of a unit begin, as shared addresses. `blocks`: how many steps of 64
-  // columns of it are there.
+  // Where this thread's pieces of a unit begin, as shared addresses. Of the unit there are `blocks`
+  // steps of 64 columns and `slices` times 16 rows; `warp` is one of the slices.
   struct Place {
     uint32_t codes, high, scales, super;
-    __device__ Place(uint32_t unit, int warp, int lane, int blocks = kUnitBlocks)
+    __device__ Place(uint32_t unit, int warp, int lane, int blocks = kUnitBlocks, int slices = 4)
         : codes(unit + static_cast<uint32_t>(warp * (kCodeWords == 8 ? 64 : 32) + lane) * 16),
-          high(unit + static_cast<uint32_t>(blocks * 512 * kCodeWords) +
+          high(unit + static_cast<uint32_t>(blocks * slices * 128 * kCodeWords) +
                static_cast<uint32_t>(warp * 32 + lane) * (4 * kHighWords)),
-          scales(unit + static_cast<uint32_t>(blocks * 512 * (kCodeWords + kHighWords)) +
+          scales(unit +
+                 static_cast<uint32_t>(blocks * slices * 128 * (kCodeWords + kHighWords)) +
                  static_cast<uint32_t>(warp * 8 + (lane >> 2)) * kScaleBytes),
-          super(unit + static_cast<uint32_t>(blocks * (512 * (kCodeWords + kHighWords) + 256)) +
+          super(unit +
+                static_cast<uint32_t>(blocks * slices *
+                                      (128 * (kCodeWords + kHighWords) + 64)) +
                 static_cast<uint32_t>(warp * 8 + (lane >> 2)) * (kType == DType::kQ6_K ? 4 : 8)) {}
   };
 

@@ -5,7 +5,7 @@
 namespace longstride::kernels::cuda {
 namespace {
 
-using Few = PortableShape<64, 8, 16, 8, 2, 2>;
+using Few = PortableShape<16, 8, 16, 8, 2, 16>;
 using Some = PortableShape<64, 64, 32, 32, 2, 2>;
 using Many = PortableShape<128, 256, 64, 64, 1, 1>;
 

@@ -13,6 +13,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <type_traits>
+
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/linear/block_formats.cuh"
@@ -22,17 +24,18 @@ namespace longstride::kernels::cuda {
 
 // A block's tile and how its warps share it.
 template <int kRows_, int kTokens_, int kWarpRows_, int kWarpTokens_, int kStageBlocks_,
-          int kBlocksPerProcessor_>
+          int kMostBlocks_>
 struct PortableShape {
   static constexpr int kRows = kRows_, kTokens = kTokens_;
   static constexpr int kWarpRows = kWarpRows_, kWarpTokens = kWarpTokens_;
   static constexpr int kStageBlocks = kStageBlocks_;  // steps of 64 columns in a slot of the ring
-  static constexpr int kBlocksPerProcessor = kBlocksPerProcessor_;
+  static constexpr int kMostBlocks = kMostBlocks_;  // on a multiprocessor
   static constexpr int kTokenWarps = kTokens / kWarpTokens;
   static constexpr int kThreads = kRows / kWarpRows * kTokenWarps * 32;
   static constexpr int kSlices = kWarpRows / 16, kColumns = kWarpTokens / 8;
   static constexpr int kTokenBytes = kTokens * 128;  // of one step
-  static_assert(kRows % kUnitRows == 0 && kRows % kWarpRows == 0 && kTokens % kWarpTokens == 0);
+  static_assert((kRows == 16 || kRows % kUnitRows == 0) && kRows % kWarpRows == 0 &&
+                kTokens % kWarpTokens == 0);
 };
 
 struct PortableArgs {
@@ -58,27 +61,24 @@ struct DenseWeights {
   static __device__ __forceinline__ void Copy(const ProductArgs& p, const uint8_t* weight,
                                               int n_begin, int block, uint32_t to) {
     const int atoms = (p.n + kAtomRows - 1) / kAtomRows, first = n_begin / kAtomRows;
+    const int thread = static_cast<int>(threadIdx.x);
+    const uint8_t* from = weight + int64_t{block} * kAtomBytes + thread % 64 * 16;
 #pragma unroll
     for (int i = 0; i < Shape::kRows * 8; i += Shape::kThreads) {
-      const int chunk = i + static_cast<int>(threadIdx.x), atom = first + chunk / 64;
-      const bool real = atom < atoms;
-      const uint8_t* from =
-          weight + (int64_t{real ? atom : 0} * p.k_blocks + block) * kAtomBytes + chunk % 64 * 16;
-      CopyAsync16(to + chunk * 16, from, real ? 16 : 0);
+      // Atoms beyond the last are not read.
+      const int atom = first + (i + thread) / 64, inside = Shape::kThreads < 64 ? i % 64 * 16 : 0;
+      CopyAsync16(to + (i + thread) * 16, from + int64_t{atom} * p.k_blocks * kAtomBytes + inside,
+                  atom < atoms ? 16 : 0);
     }
   }
-  // The 16 rows from `row` of a step.
+  // The 16 rows from `row` of a step: `Ask` before a fragment is wanted, `Take` where it is.
   struct Slice {
     uint32_t at;
-    int row, chunk;
-    __device__ __forceinline__ void Open(uint32_t step_at, int from_row, int lane) {
-      at = step_at;
-      row = from_row + (lane & 15);
-      chunk = lane >> 4;
+    __device__ __forceinline__ void Open(uint32_t step_at) { at = step_at; }
+    __device__ __forceinline__ void Ask(int row, int lane, int step, uint32_t (&a)[4]) const {
+      LoadMatrix4(a, at + SwizzledAt(row + (lane & 15), step * 2 + (lane >> 4)));
     }
-    __device__ __forceinline__ void Fragment(int step, uint32_t (&a)[4]) const {
-      LoadMatrix4(a, at + SwizzledAt(row, step * 2 + chunk));
-    }
+    __device__ __forceinline__ void Take(int step, uint32_t (&a)[4]) const {}
   };
 };
 
@@ -87,53 +87,67 @@ struct BlockWeights {
   using Format = BlockFormat<kType>;
   using Operand =
       std::conditional_t<OperandType(kType) == DType::kBF16, __nv_bfloat16, __half>;
-  // Pieces of one unit that one step of 64 columns needs, side by side in shared memory.
-  static constexpr int kCodeBytes = 512 * Format::kCodeWords;
-  static constexpr int kHighBytes = 512 * Format::kHighWords;
-  static constexpr int kScalesBytes = Format::kIsK ? 256 : 32 * Format::kScaleBytes;
-  static constexpr int kSuperBytes = !Format::kIsK ? 0 : kType == DType::kQ6_K ? 128 : 256;
-  static constexpr int kUnitStepBytes = kCodeBytes + kHighBytes + kScalesBytes + kSuperBytes;
-  static_assert(kUnitStepBytes % 16 == 0 && Format::kUnitBytes % 16 == 0);
+  // What one step of 64 columns needs of the 16-row slices of a unit, piece by piece.
+  static constexpr int kCodeBytes = 128 * Format::kCodeWords;
+  static constexpr int kHighBytes = 128 * Format::kHighWords;
+  static constexpr int kScalesBytes = Format::kIsK ? 64 : 8 * Format::kScaleBytes;
+  static constexpr int kSuperBytes = !Format::kIsK ? 0 : kType == DType::kQ6_K ? 32 : 64;
+  static constexpr int kSliceBytes = kCodeBytes + kHighBytes + kScalesBytes + kSuperBytes;
+  static_assert(kSliceBytes % 16 == 0 && Format::kUnitBytes % 16 == 0);
   template <int kRows>
-  static constexpr int kStepBytes = kRows / kUnitRows * kUnitStepBytes;
+  static constexpr int kStepBytes = kRows / 16 * kSliceBytes;
 
   template <typename Shape>
   static __device__ __forceinline__ void Copy(const ProductArgs& p, const uint8_t* weight,
                                               int n_begin, int block, uint32_t to) {
+    constexpr int kSlices = Shape::kRows < kUnitRows ? 1 : 4;  // of each unit
+    constexpr int kUnitBytes = kSlices * kSliceBytes;          // side by side in shared memory
+    constexpr int kCount = Shape::kRows / 16 * kSliceBytes / 16;
     const int units = (p.k_blocks + Format::kUnitBlocks - 1) / Format::kUnitBlocks;
+    const int first = kSlices == 4 ? 0 : n_begin % kUnitRows / 16;
     const int in_unit = block % Format::kUnitBlocks;
-    for (int u = 0; u < Shape::kRows / kUnitRows; ++u) {
-      const int row_unit = n_begin / kUnitRows + u;
-      const bool real = row_unit * kUnitRows < p.n;
-      const uint8_t* unit =
-          weight + (int64_t{real ? row_unit : 0} * units + block / Format::kUnitBlocks) *
-                       Format::kUnitBytes;
-      for (int at = static_cast<int>(threadIdx.x) * 16; at < kUnitStepBytes;
-           at += Shape::kThreads * 16) {
-        CopyAsync16(to + u * kUnitStepBytes + at, unit + SourceAt(in_unit, at), real ? 16 : 0);
-      }
+    const uint8_t* unit = weight + (int64_t{n_begin / kUnitRows} * units +
+                                    block / Format::kUnitBlocks) * Format::kUnitBytes;
+#pragma unroll
+    for (int i = 0; i < kCount; i += Shape::kThreads) {
+      const int chunk = i + static_cast<int>(threadIdx.x);
+      if (kCount % Shape::kThreads != 0 && chunk >= kCount) break;
+      const int u = chunk * 16 / kUnitBytes, at = chunk * 16 % kUnitBytes;
+      const Source source = SourceOf<kSlices>(at);
+      // Units beyond the last are not read.
+      CopyAsync16(to + chunk * 16,
+                  unit + int64_t{u} * units * Format::kUnitBytes + source.at +
+                      first * source.slice + in_unit * source.block,
+                  n_begin + u * kUnitRows < p.n ? 16 : 0);
     }
   }
   struct Slice {
     typename Format::Block block;
-    __device__ __forceinline__ void Open(uint32_t step_at, int from_row, int lane) {
-      const typename Format::Place place(step_at + from_row / kUnitRows * kUnitStepBytes,
-                                         from_row % kUnitRows / 16, lane, 1);
-      Format::Load(place, 0, 0, &block);
+    __device__ __forceinline__ void Open(uint32_t slice_at, int in_unit, int lane, int slices) {
+      Format::Load(typename Format::Place(slice_at, in_unit, lane, 1, slices), 0, 0, &block);
     }
-    __device__ __forceinline__ void Fragment(int step, uint32_t (&a)[4]) const {
+    __device__ __forceinline__ void Ask(int row, int lane, int step, uint32_t (&a)[4]) const {}
+    __device__ __forceinline__ void Take(int step, uint32_t (&a)[4]) const {
       Format::Decode(block, step, a);
     }
   };
 
  private:
-  static __device__ __forceinline__ int SourceAt(int in_unit, int at) {
-    if (at < kCodeBytes) return in_unit * kCodeBytes + at;
-    at -= kCodeBytes;
-    if (at < kHighBytes) return Format::kHighAt + in_unit * kHighBytes + at;
-    at -= kHighBytes;
-    if (at < kScalesBytes) return Format::kScalesAt + (Format::kIsK ? in_unit * 256 : 0) + at;
-    return Format::kSuperAt + at - kScalesBytes;
+  // Where a byte of the pieces lies in a unit: from slice 0 and block 0 of it, and how far the next
+  // slice and the next block are.
+  struct Source {
+    int at, slice, block;
+  };
+  template <int kSlices>
+  static __device__ __forceinline__ Source SourceOf(int at) {
+    if (at < kSlices * kCodeBytes) return {at, kCodeBytes, 4 * kCodeBytes};
+    at -= kSlices * kCodeBytes;
+    if (at < kSlices * kHighBytes) return {Format::kHighAt + at, kHighBytes, 4 * kHighBytes};
+    at -= kSlices * kHighBytes;
+    if (at < kSlices * kScalesBytes) {
+      return {Format::kScalesAt + at, kScalesBytes, Format::kIsK ? 256 : 0};
+    }
+    return {Format::kSuperAt + at - kSlices * kScalesBytes, kSuperBytes, 0};
   }
 };
 
@@ -157,7 +171,7 @@ class PortableTile {
   __device__ __forceinline__ void Run() {
     const int slots = a_.product.stages, blocks = a_.product.k_blocks;
     const int stages = (blocks + Shape::kStageBlocks - 1) / Shape::kStageBlocks;
-    for (int s = 0; s < slots - 1; ++s) CopyStage(s, stages, s);
+    for (int s = 0; s < slots; ++s) CopyStage(s, stages, s);
 #pragma unroll
     for (int i = 0; i < Shape::kSlices; ++i) {
 #pragma unroll
@@ -166,23 +180,40 @@ class PortableTile {
         for (int e = 0; e < 4; ++e) sum_[i][c][e] = 0.0f;
       }
     }
+    WaitCopies(slots - 1);
+    __syncthreads();
+    Open(shared_);
+    Ask(0);
+    Take(0);
     int slot = 0;
     for (int s = 0; s < stages; ++s) {
-      WaitCopies(slots - 2);
-      __syncthreads();  // this stage is there, and nobody reads the one before any more
-      CopyStage(s + slots - 1, stages, slot == 0 ? slots - 1 : slot - 1);
       const uint32_t stage = shared_ + slot * kStageBytes;
       const int here = min(Shape::kStageBlocks, blocks - s * Shape::kStageBlocks);
-      for (int b = 0; b < here; ++b) Multiply(stage + b * kStepBytes);
-      if (++slot == slots) slot = 0;
+      for (int b = 0; b < here; ++b) {
+#pragma unroll
+        for (int step = 0; step < 3; ++step) Multiply(step);
+        // The fragments of this block's last step are in registers.
+        const bool more = b + 1 < here, last = s + 1 == stages;
+        if (!more && !last) {
+          WaitCopies(slots - 2);
+          __syncthreads();  // the next stage is there, and nobody reads this one any more
+        }
+        const int next = slot + 1 == slots ? 0 : slot + 1;
+        Open(more ? stage + (b + 1) * kStepBytes : last ? stage : shared_ + next * kStageBytes);
+        Multiply(3);
+        if (!more) CopyStage(s + slots, stages, slot);
+        if (!more) slot = next;
+      }
     }
+    WaitCopies<0>();
     Store();
   }
 
  private:
-  __device__ __forceinline__ void CopyStage(int stage, int stages, int slot) {
+  __device__ __forceinline__ void CopyStage(int stage, int stages, int slot) const {
     if (stage < stages) {
       const uint32_t to = shared_ + slot * kStageBytes;
+#pragma unroll
       for (int i = 0; i < Shape::kStageBlocks; ++i) {
         const int block = stage * Shape::kStageBlocks + i;
         if (block >= a_.product.k_blocks) break;
@@ -194,58 +225,82 @@ class PortableTile {
     CommitCopies();
   }
 
-  // Rows and columns that do not exist become zero.
-  __device__ __forceinline__ void CopyTokens(int block, uint32_t to) {
+  // Rows and columns that do not exist become zero and are not read.
+  __device__ __forceinline__ void CopyTokens(int block, uint32_t to) const {
     constexpr int kStride = Shape::kThreads / 8;
-    const int chunk = static_cast<int>(threadIdx.x) % 8;
+    const int thread = static_cast<int>(threadIdx.x), chunk = thread % 8;
     const int column = block * kBlockColumns + chunk * 8;
     const int bytes = max(0, min(16, (a_.x_cols - column) * 2));
-    const uint16_t* x = a_.x + (bytes > 0 ? column : 0);
+    const uint16_t* x =
+        a_.x + (int64_t{tile_.row_begin} + thread / 8) * a_.x_pitch + column;
 #pragma unroll
     for (int i = 0; i < Shape::kTokens; i += kStride) {
-      const int row = i + static_cast<int>(threadIdx.x) / 8;
+      const int row = i + thread / 8;
       if (Shape::kTokens % kStride != 0 && row >= Shape::kTokens) break;
-      const bool real = row < tile_.rows;
-      CopyAsync16(to + SwizzledAt(row, chunk),
-                  x + (int64_t{tile_.row_begin} + (real ? row : 0)) * a_.x_pitch, real ? bytes : 0);
+      CopyAsync16(to + SwizzledAt(row, chunk), x + i * a_.x_pitch, row < tile_.rows ? bytes : 0);
     }
   }
 
-  // B fragments of 16 columns of K: of all the warp's tokens, or, for 8 tokens, of two steps.
-  __device__ __forceinline__ void LoadTokens(uint32_t at, int step,
-                                             uint32_t (&b)[Shape::kColumns][2]) {
+  // Begins with a step of 64 columns.
+  __device__ __forceinline__ void Open(uint32_t at) {
+    at_ = at;
+#pragma unroll
+    for (int i = 0; i < Shape::kSlices; ++i) {
+      if constexpr (std::is_same_v<typename Weights::Slice, typename DenseWeights<Operand>::Slice>) {
+        slices_[i].Open(at + Shape::kTokenBytes);
+      } else {
+        constexpr int kSlices = Shape::kRows < kUnitRows ? 1 : 4;
+        const int slice = row_ / 16 + i;
+        slices_[i].Open(at + Shape::kTokenBytes +
+                            slice / kSlices * (kSlices * Weights::kSliceBytes),
+                        slice % kSlices, lane_, kSlices);
+      }
+    }
+  }
+  // Reads the fragments of a step of 16 columns from shared memory.
+  __device__ __forceinline__ void Ask(int step) {
     const int r = lane_ & 7, i = lane_ >> 3;
-    if constexpr (Shape::kColumns == 1) {
-      if (step % 2 == 0) LoadMatrix4(pair_, at + SwizzledAt(token_ + r, step * 2 + i));
-      b[0][0] = pair_[step % 2 * 2];
-      b[0][1] = pair_[step % 2 * 2 + 1];
+    auto& b = b_[step & 1];
+    if constexpr (Shape::kColumns == 1) {  // 8 tokens: two steps at once
+      if (step % 2 == 0) {
+        uint32_t both[4];
+        LoadMatrix4(both, at_ + SwizzledAt(token_ + r, step * 2 + i));
+        b[0][0] = both[0], b[0][1] = both[1];
+        later_[0] = both[2], later_[1] = both[3];
+      } else {
+        b[0][0] = later_[0], b[0][1] = later_[1];
+      }
     } else {
 #pragma unroll
       for (int c = 0; c < Shape::kColumns; c += 2) {
-        LoadMatrix4(b[c], at + SwizzledAt(token_ + c * 8 + (i >> 1) * 8 + r, step * 2 + (i & 1)));
+        uint32_t both[4];
+        LoadMatrix4(both,
+                    at_ + SwizzledAt(token_ + c * 8 + (i >> 1) * 8 + r, step * 2 + (i & 1)));
+        b[c][0] = both[0], b[c][1] = both[1];
+        b[c + 1][0] = both[2], b[c + 1][1] = both[3];
       }
     }
-  }
-
-  // One step of 64 columns.
-  __device__ __forceinline__ void Multiply(uint32_t at) {
-    typename Weights::Slice slices[Shape::kSlices];
 #pragma unroll
     for (int i = 0; i < Shape::kSlices; ++i) {
-      slices[i].Open(at + Shape::kTokenBytes, row_ + i * 16, lane_);
+      slices_[i].Ask(row_ + i * 16, lane_, step, w_[step & 1][i]);
     }
+  }
+  // Decodes those of weights that are in registers.
+  __device__ __forceinline__ void Take(int step) {
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      uint32_t b[Shape::kColumns][2];
-      LoadTokens(at, step, b);
+    for (int i = 0; i < Shape::kSlices; ++i) slices_[i].Take(step, w_[step & 1][i]);
+  }
+  // Adds a step's products while the next one's fragments are on their way.
+  __device__ __forceinline__ void Multiply(int step) {
+    Ask((step + 1) % 4);
 #pragma unroll
-      for (int i = 0; i < Shape::kSlices; ++i) {
-        uint32_t a[4];
-        slices[i].Fragment(step, a);
+    for (int i = 0; i < Shape::kSlices; ++i) {
 #pragma unroll
-        for (int c = 0; c < Shape::kColumns; ++c) Mma16x8x16<Operand>(sum_[i][c], a, b[c]);
+      for (int c = 0; c < Shape::kColumns; ++c) {
+        Mma16x8x16<Operand>(sum_[i][c], w_[step & 1][i], b_[step & 1][c]);
       }
     }
+    Take((step + 1) % 4);
   }
 
   __device__ __forceinline__ void Store() {
@@ -271,11 +326,13 @@ class PortableTile {
   const uint32_t shared_;
   const int lane_, row_, token_;
   float sum_[Shape::kSlices][Shape::kColumns][4];
-  uint32_t pair_[4];
+  uint32_t at_ = 0;  // of the step of 64 columns
+  typename Weights::Slice slices_[Shape::kSlices];
+  uint32_t w_[2][Shape::kSlices][4], b_[2][Shape::kColumns][2], later_[2];
 };
 
 template <typename Weights, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kMostBlocks)
     PortableProduct(const __grid_constant__ PortableArgs a) {
   extern __shared__ __align__(128) uint8_t shared[];
   const ProductArgs& p = a.product;
@@ -298,6 +355,8 @@ cudaError_t LaunchPortable(const Product& product, cudaStream_t stream) {
                     product.x.pitch, static_cast<int32_t>(product.x.cols)};
   ProductArgs& p = a.product;
   if (product.groups == nullptr) p.max_tiles = (p.rows + Shape::kTokens - 1) / Shape::kTokens;
+  const int64_t blocks = CeilDiv(product.n, Shape::kRows) * p.max_tiles;
+  if (blocks == 0) return cudaSuccess;
   int device = 0, most = 0, per_processor = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
@@ -306,18 +365,19 @@ cudaError_t LaunchPortable(const Product& product, cudaStream_t stream) {
   error =
       cudaDeviceGetAttribute(&per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (error != cudaSuccess) return error;
-  // Room for as many blocks as registers allow, if two stages of each fit; 1 KB is the system's.
-  const int shared_out = per_processor / Shape::kBlocksPerProcessor - 1024;
-  const int budget = shared_out >= 2 * kStageBytes && shared_out < most ? shared_out : most;
+  // Shared memory for as many blocks as a multiprocessor has to do, if two stages of each fit; 1 KB of
+  // each is the system's.
+  const int64_t each = CeilDiv(blocks, product.multiprocessors);
+  const int together = static_cast<int>(each < Shape::kMostBlocks ? each : Shape::kMostBlocks);
+  const int share = per_processor / together - 1024;
+  const int budget = share >= 2 * kStageBytes && share < most ? share : most;
   if (budget < 2 * kStageBytes) return cudaErrorNotSupported;
   const int slots = budget / kStageBytes;
-  p.stages = slots < kMaxPendingCopies + 2 ? slots : kMaxPendingCopies + 2;
+  p.stages = slots < kMaxPendingCopies + 1 ? slots : kMaxPendingCopies + 1;
   const auto kernel = PortableProduct<Weights, Shape>;
   const int bytes = p.stages * kStageBytes;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  const int64_t blocks = CeilDiv(product.n, Shape::kRows) * p.max_tiles;
-  if (blocks == 0) return cudaSuccess;
   kernel<<<static_cast<unsigned>(blocks), Shape::kThreads, bytes, stream>>>(a);
   return cudaGetLastError();
 }

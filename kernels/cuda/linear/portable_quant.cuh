@@ -1,4 +1,4 @@
-// The portable kernels of a block format: tiles of 8 and of 128 tokens.
+// The portable kernels of a block format: tiles of 8, 64 and 128 tokens.
 #pragma once
 
 #include "kernels/cuda/linear/portable.h"
@@ -8,9 +8,11 @@ namespace longstride::kernels::cuda {
 
 template <DType kType>
 cudaError_t LaunchPortableBlocks(const Product& p, int tokens, cudaStream_t stream) {
-  using Few = PortableShape<64, 8, 16, 8, 4, 2>;
+  using Few = PortableShape<16, 8, 16, 8, 2, 16>;
+  using Some = PortableShape<64, 64, 16, 64, 1, 4>;
   using Many = PortableShape<128, 128, 32, 64, 1, 2>;
   if (tokens <= Few::kTokens) return LaunchPortable<BlockWeights<kType>, Few>(p, stream);
+  if (tokens <= Some::kTokens) return LaunchPortable<BlockWeights<kType>, Some>(p, stream);
   return LaunchPortable<BlockWeights<kType>, Many>(p, stream);
 }
 

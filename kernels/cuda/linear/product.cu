@@ -22,7 +22,7 @@ int FastTileRows(DType weight_dtype, int64_t n, int64_t rows) {
 
 int PortableTileRows(DType weight_dtype, int64_t n, int64_t rows) {
   if (rows <= 8) return 8;
-  if (IsQuantized(weight_dtype)) return 128;
+  if (IsQuantized(weight_dtype)) return rows <= 64 ? 64 : 128;
   return rows > 128 && CeilDiv(n, 128) * CeilDiv(rows, 256) >= 100 ? 256 : 64;
 }
 
