@@ -4,7 +4,7 @@
 #include <bit>
 
 #include "kernels/cuda/attention/convert.h"
-#include "kernels/cuda/attention/portable.h"
+#include "kernels/cuda/attention/float_attention.h"
 
 namespace longstride::kernels::cuda {
 namespace {
@@ -120,8 +120,8 @@ absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
   ASSIGN_OR_RETURN(d.selection.edges, arrays_.OnDevice(s.edges, s.num_list_heads));
   ChooseKernels(p, plan);
   if (plan->tensor_cores) return SplitTiles(p, plan);
-  ASSIGN_OR_RETURN(plan->portable_status, StepMemory(sizeof(uint32_t), /*zeroed=*/true));
-  status_words_.push_back(plan->portable_status);
+  ASSIGN_OR_RETURN(plan->float_status, StepMemory(sizeof(uint32_t), /*zeroed=*/true));
+  status_words_.push_back(plan->float_status);
   return absl::OkStatus();
 }
 
@@ -227,21 +227,21 @@ absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Pla
 }
 
 absl::Status AttentionRunner::RunFloat(const AttentionParams& p, const Plan& plan) {
-  if (p.cache.head_dim > kPortableMaxHeadDim) {
+  if (p.cache.head_dim > kMaxFloatHeadDim) {
     return absl::UnimplementedError(StrCat("The CUDA backend takes heads of up to ",
-                                           kPortableMaxHeadDim, " channels, got ",
+                                           kMaxFloatHeadDim, " channels, got ",
                                            p.cache.head_dim, "; use --device cpu."));
   }
   AttentionParams device = p;
   device.page_table = plan.device.page_table;
   device.kv_lens = plan.device.kv_lens;
   device.selection = plan.device.selection;
-  PortableLaunch launch{.max_kv_len = plan.max_kv_len,
+  FloatAttentionLaunch launch{.max_kv_len = plan.max_kv_len,
                         .multiprocessors = context_.multiprocessors(),
-                        .status = static_cast<uint32_t*>(plan.portable_status)};
+                        .status = static_cast<uint32_t*>(plan.float_status)};
   Scratch scratch(context_);
-  ASSIGN_OR_RETURN(launch.scratch, scratch.Take<char>(PortableScratchBytes(device, launch)));
-  return context_.Check(LaunchPortable(device, launch, context_.stream()), "Attention");
+  ASSIGN_OR_RETURN(launch.scratch, scratch.Take<char>(FloatAttentionScratchBytes(device, launch)));
+  return context_.Check(LaunchFloatAttention(device, launch, context_.stream()), "Attention");
 }
 
 absl::Status AttentionRunner::Run(const AttentionParams& p) {

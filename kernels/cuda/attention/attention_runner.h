@@ -48,7 +48,7 @@ class AttentionRunner {
     KernelPath path = KernelPath::kPortable;  // of those
     PrefillLayout layout = PrefillLayout::kPlain;
     Part prompt, generated;
-    void* portable_status = nullptr;
+    void* float_status = nullptr;
   };
 
   absl::StatusOr<Plan*> PlanFor(const AttentionParams& p);

@@ -80,6 +80,7 @@ class MmaPrefill {
       }
     }
     for (int32_t at = 0; at < u_.num_pages; at += Shape::kThreads) WalkPages(FindPages(at));
+    WaitCopies<0>();
     Store();
   }
 
@@ -103,21 +104,29 @@ class MmaPrefill {
                           : sel.list_heads == ListHeads::kPerKvHead ? kv_head
                                                                     : in_tile;
     const int64_t list = static_cast<int64_t>(list_head) * sel.num_tiles + tile_index;
-    u_.rows = max(0, min(tile.num_rows - skipped, p_.shape.box_rows));
-    u_.first_row = static_cast<int>(blockIdx.x) % kParts * Shape::kRows;
-    u_.row_begin = static_cast<int64_t>(tile.row_begin) + skipped;
-    u_.first_head = plain ? in_tile : kv_head * p_.shape.box_heads;
-    u_.entries = sel.entries + sel.list_begin[list];
-    u_.pages = p_.pages + tile.sequence * p_.table_stride;
-    u_.num_pages = sel.list_count[list] << p_.pages_per_entry_log2;
-    u_.span.kv_len = p_.kv_lens[tile.sequence];
-    u_.span.first_position = tile.first_position + skipped;
-    u_.span.last_position = u_.span.first_position + u_.rows - 1;
-    u_.edge = sel.edges[list_head];
-    u_.k = static_cast<const char*>(p_.cache.k) + kv_head * p_.cache.head_stride;
-    u_.v = static_cast<const char*>(p_.cache.v) + kv_head * p_.cache.head_stride;
+    // All reads before the first use: they are on their way together.
+    const int64_t begin = sel.list_begin[list];
+    const int32_t count = sel.list_count[list];
+    const EdgeRule edge = sel.edges[list_head];
+    const int32_t kv_len = p_.kv_lens[tile.sequence];
+    MmaPrefillUnit u;
+    u.rows = max(0, min(tile.num_rows - skipped, p_.shape.box_rows));
+    u.first_row = static_cast<int>(blockIdx.x) % kParts * Shape::kRows;
+    u.row_begin = static_cast<int64_t>(tile.row_begin) + skipped;
+    u.first_head = plain ? in_tile : kv_head * p_.shape.box_heads;
+    u.entries = sel.entries + begin;
+    u.pages = p_.pages + tile.sequence * p_.table_stride;
+    u.num_pages = count << p_.pages_per_entry_log2;
+    u.span.kv_len = kv_len;
+    u.span.first_position = tile.first_position + skipped;
+    u.span.last_position = u.span.first_position + u.rows - 1;
+    u.edge = edge;
+    u.k = static_cast<const char*>(p_.cache.k) + kv_head * p_.cache.head_stride;
+    u.v = static_cast<const char*>(p_.cache.v) + kv_head * p_.cache.head_stride;
+    u_ = u;
   }
 
+  // Queries that stay in shared memory are there when the first page is.
   __device__ __forceinline__ void LoadQueries() {
     const T* q = static_cast<const T*>(p_.q);
     for (int i = thread_; i < Shape::kRows * Rows::kChunks; i += Shape::kThreads) {
@@ -131,9 +140,9 @@ class MmaPrefill {
                   real ? 16 : 0);
     }
     CommitCopies();
-    WaitCopies<0>();
-    __syncthreads();
     if constexpr (Shape::kQueriesInRegisters) {
+      WaitCopies<0>();
+      __syncthreads();
 #pragma unroll
       for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(lane_, step, query_[step]);
     }

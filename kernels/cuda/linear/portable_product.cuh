@@ -7,18 +7,15 @@
 // of the ring holds some steps of 64 columns of both; fragments of weights come from shared memory
 // as they are, or are decoded in registers (block_formats.cuh), once for all tokens of a warp.
 //
-// Bound: memory for few rows; beyond some 300, the rate of the warp-level instruction (about 0.6 of
-// the warpgroup one's on Hopper).
+// Bound: memory for few dense rows, one warp's instructions for few rows of block formats; for many
+// rows the reading of fragments from shared memory and the rate of the warp-level instruction.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <type_traits>
 
-#include "kernels/cuda/device/async_copy.cuh"
-#include "kernels/cuda/device/mma.cuh"
-#include "kernels/cuda/linear/block_formats.cuh"
-#include "kernels/cuda/linear/product_args.cuh"
+#include "kernels/cuda/linear/portable_weights.cuh"
 
 namespace longstride::kernels::cuda {
 
@@ -45,111 +42,33 @@ struct PortableArgs {
   int32_t x_cols;
 };
 
-// Rows of 128 bytes, 16-byte chunks swizzled by row: conflict-free for LoadMatrix4.
-__device__ __forceinline__ uint32_t SwizzledAt(int row, int chunk) {
-  return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
-}
-
-// f16 and bf16: atoms lie in shared memory as they do in the packed weight.
-template <typename T>
-struct DenseWeights {
-  using Operand = T;
-  template <int kRows>
-  static constexpr int kStepBytes = kRows * 128;
-
-  template <typename Shape>
-  static __device__ __forceinline__ void Copy(const ProductArgs& p, const uint8_t* weight,
-                                              int n_begin, int block, uint32_t to) {
-    const int atoms = (p.n + kAtomRows - 1) / kAtomRows, first = n_begin / kAtomRows;
-    const int thread = static_cast<int>(threadIdx.x);
-    const uint8_t* from = weight + int64_t{block} * kAtomBytes + thread % 64 * 16;
-#pragma unroll
-    for (int i = 0; i < Shape::kRows * 8; i += Shape::kThreads) {
-      // Atoms beyond the last are not read.
-      const int atom = first + (i + thread) / 64, inside = Shape::kThreads < 64 ? i % 64 * 16 : 0;
-      CopyAsync16(to + (i + thread) * 16, from + int64_t{atom} * p.k_blocks * kAtomBytes + inside,
-                  atom < atoms ? 16 : 0);
-    }
+// The steps of 8 activation rows one after the other. Rows and columns that do not exist become zero
+// and are not read.
+class TokenStream {
+ public:
+  __device__ __forceinline__ TokenStream(const PortableArgs& a, const RowTile& tile, int lane)
+      : to_{SwizzledAt(lane / 8, lane % 8), SwizzledAt(lane / 8 + 4, lane % 8)},
+        has_{lane / 8 < tile.rows, lane / 8 + 4 < tile.rows},
+        from_(a.x + (int64_t{tile.row_begin} + lane / 8) * a.x_pitch + lane % 8 * 8),
+        down_(4 * a.x_pitch),
+        bytes_((a.x_cols - lane % 8 * 8) * 2) {}
+  __device__ __forceinline__ void Next(uint32_t to) {
+    const int bytes = max(0, min(16, bytes_));
+    CopyAsync16(to + to_[0], from_, has_[0] ? bytes : 0);
+    CopyAsync16(to + to_[1], from_ + down_, has_[1] ? bytes : 0);
+    from_ += kBlockColumns;
+    bytes_ -= kBlockColumns * 2;
   }
-  // The 16 rows from `row` of a step: `Ask` before a fragment is wanted, `Take` where it is.
-  struct Slice {
-    uint32_t at;
-    __device__ __forceinline__ void Open(uint32_t step_at) { at = step_at; }
-    __device__ __forceinline__ void Ask(int row, int lane, int step, uint32_t (&a)[4]) const {
-      LoadMatrix4(a, at + SwizzledAt(row + (lane & 15), step * 2 + (lane >> 4)));
-    }
-    __device__ __forceinline__ void Take(int step, uint32_t (&a)[4]) const {}
-  };
-};
-
-template <DType kType>
-struct BlockWeights {
-  using Format = BlockFormat<kType>;
-  using Operand =
-      std::conditional_t<OperandType(kType) == DType::kBF16, __nv_bfloat16, __half>;
-  // What one step of 64 columns needs of the 16-row slices of a unit, piece by piece.
-  static constexpr int kCodeBytes = 128 * Format::kCodeWords;
-  static constexpr int kHighBytes = 128 * Format::kHighWords;
-  static constexpr int kScalesBytes = Format::kIsK ? 64 : 8 * Format::kScaleBytes;
-  static constexpr int kSuperBytes = !Format::kIsK ? 0 : kType == DType::kQ6_K ? 32 : 64;
-  static constexpr int kSliceBytes = kCodeBytes + kHighBytes + kScalesBytes + kSuperBytes;
-  static_assert(kSliceBytes % 16 == 0 && Format::kUnitBytes % 16 == 0);
-  template <int kRows>
-  static constexpr int kStepBytes = kRows / 16 * kSliceBytes;
-
-  template <typename Shape>
-  static __device__ __forceinline__ void Copy(const ProductArgs& p, const uint8_t* weight,
-                                              int n_begin, int block, uint32_t to) {
-    constexpr int kSlices = Shape::kRows < kUnitRows ? 1 : 4;  // of each unit
-    constexpr int kUnitBytes = kSlices * kSliceBytes;          // side by side in shared memory
-    constexpr int kCount = Shape::kRows / 16 * kSliceBytes / 16;
-    const int units = (p.k_blocks + Format::kUnitBlocks - 1) / Format::kUnitBlocks;
-    const int first = kSlices == 4 ? 0 : n_begin % kUnitRows / 16;
-    const int in_unit = block % Format::kUnitBlocks;
-    const uint8_t* unit = weight + (int64_t{n_begin / kUnitRows} * units +
-                                    block / Format::kUnitBlocks) * Format::kUnitBytes;
-#pragma unroll
-    for (int i = 0; i < kCount; i += Shape::kThreads) {
-      const int chunk = i + static_cast<int>(threadIdx.x);
-      if (kCount % Shape::kThreads != 0 && chunk >= kCount) break;
-      const int u = chunk * 16 / kUnitBytes, at = chunk * 16 % kUnitBytes;
-      const Source source = SourceOf<kSlices>(at);
-      // Units beyond the last are not read.
-      CopyAsync16(to + chunk * 16,
-                  unit + int64_t{u} * units * Format::kUnitBytes + source.at +
-                      first * source.slice + in_unit * source.block,
-                  n_begin + u * kUnitRows < p.n ? 16 : 0);
-    }
-  }
-  struct Slice {
-    typename Format::Block block;
-    __device__ __forceinline__ void Open(uint32_t slice_at, int in_unit, int lane, int slices) {
-      Format::Load(typename Format::Place(slice_at, in_unit, lane, 1, slices), 0, 0, &block);
-    }
-    __device__ __forceinline__ void Ask(int row, int lane, int step, uint32_t (&a)[4]) const {}
-    __device__ __forceinline__ void Take(int step, uint32_t (&a)[4]) const {
-      Format::Decode(block, step, a);
-    }
-  };
 
  private:
-  // Where a byte of the pieces lies in a unit: from slice 0 and block 0 of it, and how far the next
-  // slice and the next block are.
-  struct Source {
-    int at, slice, block;
-  };
-  template <int kSlices>
-  static __device__ __forceinline__ Source SourceOf(int at) {
-    if (at < kSlices * kCodeBytes) return {at, kCodeBytes, 4 * kCodeBytes};
-    at -= kSlices * kCodeBytes;
-    if (at < kSlices * kHighBytes) return {Format::kHighAt + at, kHighBytes, 4 * kHighBytes};
-    at -= kSlices * kHighBytes;
-    if (at < kSlices * kScalesBytes) {
-      return {Format::kScalesAt + at, kScalesBytes, Format::kIsK ? 256 : 0};
-    }
-    return {Format::kSuperAt + at - kSlices * kScalesBytes, kSuperBytes, 0};
-  }
+  const uint32_t to_[2];
+  const bool has_[2];
+  const uint16_t* from_;
+  const int64_t down_;
+  int bytes_;  // of the row from here on
 };
+
+struct NoStream {};
 
 template <typename Weights, typename Shape>
 class PortableTile {
@@ -165,6 +84,8 @@ class PortableTile {
         n_begin_(n_begin),
         shared_(shared),
         lane_(static_cast<int>(threadIdx.x) % 32),
+        tokens_(MakeTokens()),
+        weights_(MakeWeights()),
         row_(static_cast<int>(threadIdx.x) / 32 / Shape::kTokenWarps * Shape::kWarpRows),
         token_(static_cast<int>(threadIdx.x) / 32 % Shape::kTokenWarps * Shape::kWarpTokens) {}
 
@@ -210,16 +131,40 @@ class PortableTile {
   }
 
  private:
-  __device__ __forceinline__ void CopyStage(int stage, int stages, int slot) const {
+  // One warp with few rows, whose time is its own instructions.
+  static constexpr bool kStreams = Shape::kThreads == 32;
+  static_assert(!kStreams || (Shape::kRows == 16 && Shape::kTokens == 8));
+  __device__ __forceinline__ auto MakeTokens() const {
+    if constexpr (kStreams) {
+      return TokenStream(a_, tile_, lane_);
+    } else {
+      return NoStream();
+    }
+  }
+  __device__ __forceinline__ auto MakeWeights() const {
+    if constexpr (kStreams) {
+      return typename Weights::Stream(a_.product, tile_.weight, n_begin_, lane_);
+    } else {
+      return NoStream();
+    }
+  }
+
+  // Stages come in ascending order, each once.
+  __device__ __forceinline__ void CopyStage(int stage, int stages, int slot) {
     if (stage < stages) {
       const uint32_t to = shared_ + slot * kStageBytes;
 #pragma unroll
       for (int i = 0; i < Shape::kStageBlocks; ++i) {
         const int block = stage * Shape::kStageBlocks + i;
         if (block >= a_.product.k_blocks) break;
-        CopyTokens(block, to + i * kStepBytes);
-        Weights::template Copy<Shape>(a_.product, tile_.weight, n_begin_, block,
-                                      to + i * kStepBytes + Shape::kTokenBytes);
+        if constexpr (kStreams) {
+          tokens_.Next(to + i * kStepBytes);
+          weights_.Next(to + i * kStepBytes + Shape::kTokenBytes);
+        } else {
+          CopyTokens(block, to + i * kStepBytes);
+          Weights::template Copy<Shape>(a_.product, tile_.weight, n_begin_, block,
+                                        to + i * kStepBytes + Shape::kTokenBytes);
+        }
       }
     }
     CommitCopies();
@@ -324,7 +269,10 @@ class PortableTile {
   const RowTile& tile_;
   const int n_begin_;
   const uint32_t shared_;
-  const int lane_, row_, token_;
+  const int lane_;
+  std::conditional_t<kStreams, TokenStream, NoStream> tokens_;
+  std::conditional_t<kStreams, typename Weights::Stream, NoStream> weights_;
+  const int row_, token_;
   float sum_[Shape::kSlices][Shape::kColumns][4];
   uint32_t at_ = 0;  // of the step of 64 columns
   typename Weights::Slice slices_[Shape::kSlices];

@@ -8,7 +8,7 @@ namespace longstride::kernels::cuda {
 
 template <DType kType>
 cudaError_t LaunchPortableBlocks(const Product& p, int tokens, cudaStream_t stream) {
-  using Few = PortableShape<16, 8, 16, 8, 2, 16>;
+  using Few = PortableShape<16, 8, 16, 8, 4, 16>;
   using Some = PortableShape<64, 64, 16, 64, 1, 4>;
   using Many = PortableShape<128, 128, 32, 64, 1, 2>;
   if (tokens <= Few::kTokens) return LaunchPortable<BlockWeights<kType>, Few>(p, stream);

@@ -10,7 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "kernels/cuda/attention/portable.h"
+#include "kernels/cuda/attention/float_attention.h"
 #include "kernels/cuda/device/math.cuh"
 
 namespace longstride::kernels::cuda {
@@ -449,7 +449,7 @@ __device__ int32_t FindEntry(const Params& p, const Pack& pack, int64_t position
 }
 
 template <int kVec>
-__global__ void __launch_bounds__(kThreads) PortableKernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads) FloatKernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(16) float shared[];
   const Pack pack(p);
   if (pack.empty) return;
@@ -467,7 +467,7 @@ __global__ void __launch_bounds__(kThreads) PortableKernel(const __grid_constant
 }
 
 // A block per row: merges its segments.
-__global__ void __launch_bounds__(kThreads) PortableMergeKernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads) FloatMergeKernel(const __grid_constant__ Params p) {
   const Pack pack(p);
   const auto slot = static_cast<int>(blockIdx.z);
   if (pack.empty || slot >= pack.count) return;
@@ -492,7 +492,7 @@ __global__ void __launch_bounds__(kThreads) PortableMergeKernel(const __grid_con
   }
 }
 
-Params MakeParams(const AttentionParams& a, const PortableLaunch& launch) {
+Params MakeParams(const AttentionParams& a, const FloatAttentionLaunch& launch) {
   const KvSelection& s = a.selection;
   Params p = {};
   p.q = a.q.ptr<const float>();
@@ -533,14 +533,14 @@ template <int kVec>
 cudaError_t Launch(const Params& p, int32_t num_tiles, cudaStream_t stream) {
   constexpr int kBytes = Block<kVec>::kSharedBytes;
   const cudaError_t error = cudaFuncSetAttribute(
-      PortableKernel<kVec>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+      FloatKernel<kVec>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   const dim3 blocks(static_cast<unsigned>(num_tiles * p.packs),
                     static_cast<unsigned>(p.item_heads),
                     static_cast<unsigned>(p.segments == 0 ? 1 : p.segments));
-  PortableKernel<kVec><<<blocks, kThreads, kBytes, stream>>>(p);
+  FloatKernel<kVec><<<blocks, kThreads, kBytes, stream>>>(p);
   if (p.segments > 0) {
-    PortableMergeKernel<<<dim3(blocks.x, blocks.y, static_cast<unsigned>(p.slots)), kThreads, 0,
+    FloatMergeKernel<<<dim3(blocks.x, blocks.y, static_cast<unsigned>(p.slots)), kThreads, 0,
                           stream>>>(p);
   }
   return cudaGetLastError();
@@ -548,15 +548,15 @@ cudaError_t Launch(const Params& p, int32_t num_tiles, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t PortableScratchBytes(const AttentionParams& a, const PortableLaunch& launch) {
+int64_t FloatAttentionScratchBytes(const AttentionParams& a, const FloatAttentionLaunch& launch) {
   const Params p = MakeParams(a, launch);
   return Parts(a, p) * (8 + 4 * int64_t{a.cache.head_dim});
 }
 
-cudaError_t LaunchPortable(const AttentionParams& a, const PortableLaunch& launch,
+cudaError_t LaunchFloatAttention(const AttentionParams& a, const FloatAttentionLaunch& launch,
                            cudaStream_t stream) {
   const int32_t dim = a.cache.head_dim;
-  if (dim > kPortableMaxHeadDim) return cudaErrorNotSupported;
+  if (dim > kMaxFloatHeadDim) return cudaErrorNotSupported;
   if (a.selection.num_tiles == 0) return cudaSuccess;
   Params p = MakeParams(a, launch);
   p.norms = static_cast<float2*>(launch.scratch);
