@@ -106,7 +106,7 @@ std::string PositionSection(const FidelityReport& r) {
   int color = 1;
   for (const auto& y : r.yardsticks) {
     if (!y.divergence || y.divergence->kl.value <= 0) continue;
-    svg::Series series{.name = y.name, .color = color++ % 4};
+    svg::Series series{.name = y.name, .color = color++ % 4, .reference = true};
     series.points.assign(r.buckets.size(), svg::Point{.y = y.divergence->kl.value});
     plot.series.push_back(std::move(series));
   }

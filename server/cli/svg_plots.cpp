@@ -123,6 +123,7 @@ const char kPlotStyle[] = R"css(
 .plot .s2{stroke:var(--s2,#2a8a5c);fill:var(--s2,#2a8a5c)}
 .plot .s3{stroke:var(--s3,#8250df);fill:var(--s3,#8250df)}
 .plot path.s0,.plot path.s1,.plot path.s2,.plot path.s3{fill:none;stroke-width:2}
+.plot .dashed{stroke-dasharray:6 5}
 .plot .ci{stroke-width:2;opacity:.45}
 .plot .cell{fill:var(--s0,#1f6feb)}
 .plot .none{fill:var(--grid,#ddd)}
@@ -184,7 +185,10 @@ std::string Render(const LinePlot& plot) {
       absl::StrAppendFormat(&path, "%s%.1f %.1f", path.empty() ? "M" : "L", x_at(i),
                             y_at(series.points[i]->y));
     }
-    absl::StrAppendFormat(&out, "<path class='s%d' d='%s'/>\n", series.color, path);
+    absl::StrAppendFormat(&out, "<path class='s%d%s' d='%s'><title>%s</title></path>\n",
+                          series.color, series.reference ? " dashed" : "", path,
+                          Escape(series.name));
+    if (series.reference) continue;
     for (size_t i = 0; i < series.points.size(); ++i) {
       if (!series.points[i]) continue;
       const Point& p = *series.points[i];
@@ -239,7 +243,7 @@ std::string Render(const HeatMap& map) {
   size_t columns = 1;
   for (const auto& row : map.rows) columns = std::max(columns, row.size());
   const double cell_width =
-      std::min(48.0, (kWidth - kLeft - kRight) / static_cast<double>(columns));
+      std::min(72.0, (kWidth - kLeft - kRight) / static_cast<double>(columns));
   const double cell_height =
       std::clamp(360.0 / static_cast<double>(std::max<size_t>(1, map.rows.size())), 6.0, 20.0);
   const double bottom = kTop + cell_height * static_cast<double>(map.rows.size());

@@ -24,6 +24,7 @@ struct Point {
 struct Series {
   std::string name;
   int color = 0;                             // 0 to 3: class of the series
+  bool reference = false;                    // of a line plot: dashed, without marks
   std::vector<std::optional<Point>> points;  // one per label of the x axis
 };
 
