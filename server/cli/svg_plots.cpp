@@ -125,7 +125,7 @@ const char kPlotStyle[] = R"css(
 .plot path.s0,.plot path.s1,.plot path.s2,.plot path.s3{fill:none;stroke-width:2}
 .plot .dashed{stroke-dasharray:6 5}
 .plot .ci{stroke-width:2;opacity:.45}
-.plot .cell{fill:var(--s0,#1f6feb)}
+.plot .cell{fill:var(--s0,#1f6feb);shape-rendering:crispEdges}
 .plot .none{fill:var(--grid,#ddd)}
 .plot .frame{fill:none;stroke:var(--grid,#ddd)}
 )css";
@@ -279,9 +279,19 @@ std::string Render(const HeatMap& map) {
 }
 
 std::string Document(const std::string& plot) {
+  // Not every viewer of single files knows CSS variables: "var(--s0,#1f6feb)" becomes its fallback.
+  std::string style;
+  std::string_view rest = kPlotStyle;
+  for (size_t at = rest.find("var("); at != std::string_view::npos; at = rest.find("var(")) {
+    const size_t comma = rest.find(',', at);
+    const size_t close = rest.find(')', comma);
+    StrAppend(&style, rest.substr(0, at), rest.substr(comma + 1, close - comma - 1));
+    rest.remove_prefix(close + 1);
+  }
+  StrAppend(&style, rest);
   std::string out = plot;
   const size_t open = out.find('>');
-  out.insert(open + 1, StrCat("<style>", kPlotStyle, "</style>"));
+  out.insert(open + 1, StrCat("<style>", style, "</style>"));
   out.insert(4, " xmlns='http://www.w3.org/2000/svg'");
   return out;
 }

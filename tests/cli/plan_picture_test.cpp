@@ -63,6 +63,8 @@ TEST(PlanPictureTest, HeadsThatReadAlikeShareAPanel) {
   }
   EXPECT_EQ(picture.rfind("<svg xmlns='http://www.w3.org/2000/svg'", 0), 0u);
   EXPECT_EQ(Count(picture, "<svg"), Count(picture, "</svg>"));
+  EXPECT_EQ(Count(picture, "var("), 0u);
+  EXPECT_NE(picture.find(".plot .cell{fill:#1f6feb"), std::string::npos);
 }
 
 TEST(PlanPictureTest, ShortLengthsAreDrawnToo) {
