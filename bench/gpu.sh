@@ -20,7 +20,7 @@ parts=("${@:3}")
 tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests)
 # What of them uses the device.
 declare -A filters=([kernels_tests]='*cuda*:*Cuda*:*MakeBackend*' [families_parity_tests]='*Cuda*'
-  [decoder_test]='*ArchitectureTest*:*PolicyTest*:*TensorCores*')
+  [decoder_test]='*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*')
 
 # The shared libraries that binaries need, without those of the C and C++ compilers.
 libraries() {

@@ -133,7 +133,8 @@ std::vector<OptionSection> MakeSections() {
             .kind = kSwitch,
             .field = LS_FIELD(prefix_cache.generated_pages),
             .help = "Let later prompts reuse pages that were computed while generating, as a "
-                    "conversation's next turn does."},
+                    "conversation's next turn does. Never done under plans that read other keys "
+                    "while generating (query-dependent patterns)."},
        }},
       {"Scheduling",
        {

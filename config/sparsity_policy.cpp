@@ -296,6 +296,32 @@ absl::StatusOr<int64_t> PatternPolicy::RequiredInt(const std::string& name, int6
   return Int(name, min, min, max);
 }
 
+absl::StatusOr<double> PatternPolicy::RequiredNumber(const std::string& name, double min,
+                                                     double max) const {
+  const auto it = params.find(name);
+  if (it == params.end()) {
+    return Error(StrCat("pattern '", pattern, "' needs '", name, "', a number from ", min, " to ",
+                        max, "."));
+  }
+  const auto* whole = std::get_if<int64_t>(&it->second);
+  const auto* number = std::get_if<double>(&it->second);
+  if (whole == nullptr && number == nullptr) {
+    return Error(StrCat("'", name, "' must be a number from ", min, " to ", max, "."));
+  }
+  const double value = whole != nullptr ? static_cast<double>(*whole) : *number;
+  if (!(value >= min && value <= max)) {
+    return Error(StrCat("'", name, "' is ", value, "; allowed are ", min, " to ", max, "."));
+  }
+  return value;
+}
+
+absl::StatusOr<bool> PatternPolicy::Bool(const std::string& name, bool fallback) const {
+  const auto it = params.find(name);
+  if (it == params.end()) return fallback;
+  if (const auto* value = std::get_if<bool>(&it->second)) return *value;
+  return Error(StrCat("'", name, "' must be true or false."));
+}
+
 absl::StatusOr<std::vector<int64_t>> PatternPolicy::IntList(const std::string& name) const {
   const auto it = params.find(name);
   if (it != params.end()) {

@@ -46,6 +46,9 @@ struct PatternPolicy {
                               int64_t max) const;
   // The value must be there.
   absl::StatusOr<int64_t> RequiredInt(const std::string& name, int64_t min, int64_t max) const;
+  // A number, with or without a fraction.
+  absl::StatusOr<double> RequiredNumber(const std::string& name, double min, double max) const;
+  absl::StatusOr<bool> Bool(const std::string& name, bool fallback) const;
   absl::StatusOr<std::vector<int64_t>> IntList(const std::string& name) const;
   // Lists of integers; a plain empty list is no rows.
   absl::StatusOr<IntRows> Rows(const std::string& name) const;

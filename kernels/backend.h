@@ -82,8 +82,6 @@ class Backend {
   virtual absl::Status EndStep() { return absl::OkStatus(); }
   // Where the tensor's contents are in host memory after EndStep, until the next BeginStep.
   virtual absl::StatusOr<TensorView> ToHost(const TensorView& t) { return t; }
-  // Whether SummarizePages and SelectPages are there; UNIMPLEMENTED says what to use instead.
-  virtual absl::Status SupportsSelection() const { return absl::OkStatus(); }
   // False once the device cannot be used any more by this process.
   virtual bool healthy() const { return true; }
 

@@ -57,10 +57,11 @@ struct KvSelection {
   // Ascending within a list, no duplicates; kNoEntry is skipped (padding of device-made lists).
   const int32_t* entries = nullptr;
   int64_t num_entries = 0;                 // size of `entries`
-  // `entries` were made by Backend::SelectPages and lie in the backend's memory. The rest of the
-  // selection follows from lengths alone and lies in the host's. Every row's own page is listed.
-  bool entries_made = false;
   const EdgeRule* edges = nullptr;         // [num_list_heads]
+  // `entries` were made by Backend::SelectPages and lie in the backend's memory. The rest of the
+  // selection follows from lengths alone and lies in the host's. Every row's own page is listed; tiles
+  // of generated rows have one row.
+  bool entries_made = false;
 };
 
 inline constexpr int32_t kNoEntry = -1;

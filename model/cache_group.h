@@ -43,8 +43,18 @@ struct CacheGroup {
   int32_t first_kv_head = 0;  // head range of those layers (per-head retention, tensor parallel)
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
-  int64_t page_bytes = 0;  // K and V of all layers and heads for one page
+  bool summaries = false;  // pages carry summaries of their keys (PagedKv::summaries)
+  int64_t page_bytes = 0;  // of all layers and heads for one page: K, V and summaries
 };
+
+// Bytes of one page of one layer of the group.
+inline int64_t LayerPageBytes(const CacheGroup& group, kernels::KvDType dtype) {
+  constexpr int64_t kAlignment = 64;
+  int64_t bytes = 2 * kernels::KvHeadPageBytes(dtype, group.head_dim);
+  if (group.summaries) bytes += kernels::PageSummaryBytes(dtype, group.head_dim);
+  bytes *= group.num_kv_heads;
+  return group.summaries ? (bytes + kAlignment - 1) / kAlignment * kAlignment : bytes;
+}
 
 // Pages of one group that a sequence of `tokens` cached positions holds while a step of up to
 // `step_tokens` more is computed: the group's true need, used for admission.

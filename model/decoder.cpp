@@ -13,9 +13,10 @@ namespace {
 using kernels::DType;
 using kernels::TensorView;
 
-// Logits of one step take at most this much, beside kMinLogitsRows rows in any case.
+// Logits of one step take at most this much, beside kMinLogitsRows rows in any case: a prompt that is
+// scored may have to be computed in whole tiles (SparsityPlan::chunk_alignment).
 constexpr int64_t kMaxLogitsBytes = int64_t{256} << 20;
-constexpr int64_t kMinLogitsRows = 64;
+constexpr int64_t kMinLogitsRows = 128;
 
 // Widest rows of the spec's layers, in floats.
 struct Widths {
@@ -41,7 +42,7 @@ absl::Status DecoderImpl::Forward(const ModelInput& input, ModelOutput* output) 
   BeginStep(input, output);
   RETURN_IF_ERROR(layout_.Set(input, limits_));
   if (layout_.num_rows == 0) return absl::OkStatus();
-  SelectKeys();
+  RETURN_IF_ERROR(SelectKeys());
   RETURN_IF_ERROR(NameArrays(input));
   RETURN_IF_ERROR(Compute(input, output));
   Timed timed(&times_->other_ns);
@@ -68,6 +69,7 @@ absl::Status DecoderImpl::RunLayer(size_t l) {
   RETURN_IF_ERROR(WriteKv(l, qkv));
   const int64_t query_width = int64_t{layer.attention.num_heads} * layer.attention.head_dim;
   TensorView query = Columns(qkv, 0, query_width);
+  RETURN_IF_ERROR(RankPages(l, query));
   if (l + 1 == spec_->layers.size()) RETURN_IF_ERROR(KeepWantedRows(&query));
   if (rows_ == 0) return absl::OkStatus();
   const TensorView attended = Rows(work_.attended, query_width);
@@ -116,19 +118,40 @@ absl::Status DecoderImpl::Finish(ModelOutput* output) {
   return absl::OkStatus();
 }
 
-// Selections of the step, one per pattern in use; again for the last layer's fewer rows.
-void DecoderImpl::SelectKeys() {
+// Selections of the step, one per pattern in use; again for the last layer's fewer rows. Those of
+// query-dependent patterns say where their lists will lie.
+absl::Status DecoderImpl::SelectKeys() {
   Timed timed(&times_->selection_ns);
   for (size_t p = 0; p < plan_->patterns.size(); ++p) {
-    if (layout_.all_wanted() || used_before_last_[p]) {
+    const SparsePattern& pattern = *plan_->patterns[p];
+    if (layout_.all_wanted() || used_before_last_[p] || pattern.ranking() != nullptr) {
       selections_[p].Clear();
-      plan_->patterns[p]->Select(layout_.runs, &selections_[p]);
+      pattern.Select(layout_.runs, &selections_[p]);
     }
-    if (!layout_.all_wanted() && used_in_last_[p]) {
+    if (!layout_.all_wanted() && used_in_last_[p] && pattern.ranking() == nullptr) {
       last_selections_[p].Clear();
-      plan_->patterns[p]->Select(layout_.wanted_runs, &last_selections_[p]);
+      pattern.Select(layout_.wanted_runs, &last_selections_[p]);
     }
   }
+  for (size_t r = 0; r < ranked_.size(); ++r) {
+    const SelectionBuilder& chosen = selections_[static_cast<size_t>(ranked_pattern_[r])];
+    ranked_[r].Set(chosen);
+    if (!layout_.all_wanted()) last_ranked_[r].SetWanted(chosen, layout_.wanted);
+  }
+  int64_t most = 0;
+  for (const std::vector<int32_t>& segments : layer_ranked_) {
+    int64_t entries = 0;
+    for (const int32_t r : segments) {
+      if (r >= 0) entries += ranked_[static_cast<size_t>(r)].num_entries();
+    }
+    most = std::max(most, entries);
+  }
+  const int64_t bytes = most * int64_t{sizeof(int32_t)};
+  if (bytes > page_lists_.bytes()) {
+    page_lists_.Reset();
+    ASSIGN_OR_RETURN(page_lists_, backend_->Allocate(bytes + bytes / 2));
+  }
+  return absl::OkStatus();
 }
 
 void DecoderImpl::BeginStep(const ModelInput& input, ModelOutput* output) {
@@ -159,6 +182,8 @@ absl::Status DecoderImpl::NameArrays(const ModelInput& input) {
   name(layout_.positions);
   name(layout_.slots);
   for (const std::vector<int32_t>& ids : layout_.page_ids) name(ids);
+  for (const std::vector<int32_t>& ids : layout_.written_pages) name(ids);
+  for (const std::vector<int32_t>& counts : layout_.written_counts) name(counts);
   name(layout_.kv_lens);
   for (const GroupPageTable& table : input.page_tables) name(table.pages);
   if (!layout_.all_wanted()) name(layout_.wanted);
@@ -171,8 +196,13 @@ absl::Status DecoderImpl::NameArrays(const ModelInput& input) {
     name(selection.edges);
   };
   for (size_t p = 0; p < plan_->patterns.size(); ++p) {
+    if (plan_->patterns[p]->ranking() != nullptr) continue;
     if (layout_.all_wanted() || used_before_last_[p]) name_selection(selections_[p]);
     if (!layout_.all_wanted() && used_in_last_[p]) name_selection(last_selections_[p]);
+  }
+  for (const RankedSelection& ranked : ranked_) ranked.ForArrays(name);
+  if (!layout_.all_wanted()) {
+    for (const RankedSelection& ranked : last_ranked_) ranked.ForArrays(name);
   }
   return backend_->BeginStep(arrays_);
 }
@@ -230,7 +260,33 @@ absl::Status DecoderImpl::InitStep() {
     }
     layer_groups_.push_back(std::move(groups));
   }
+  FindRankedSegments();
   return AllocateWorkspace();
+}
+
+void DecoderImpl::FindRankedSegments() {
+  for (const LayerPlan& layer : plan_->layers) {
+    std::vector<int32_t>& segments = layer_ranked_.emplace_back();
+    for (const HeadSegment& segment : layer.segments) segments.push_back(RankedIndex(segment));
+  }
+}
+
+int32_t DecoderImpl::RankedIndex(const HeadSegment& segment) {
+  const PageRanking* ranking =
+      plan_->patterns[static_cast<size_t>(segment.pattern)]->ranking();
+  if (ranking == nullptr) return -1;
+  const int32_t list_heads = ranking->list_heads == kernels::ListHeads::kPerKvHead
+                                 ? segment.kv.count
+                                 : segment.query.count;
+  for (size_t r = 0; r < ranked_.size(); ++r) {
+    if (ranked_pattern_[r] == segment.pattern && ranked_[r].num_list_heads() == list_heads) {
+      return static_cast<int32_t>(r);
+    }
+  }
+  ranked_pattern_.push_back(segment.pattern);
+  ranked_.emplace_back(ranking, list_heads);
+  last_ranked_.emplace_back(ranking, list_heads);
+  return static_cast<int32_t>(ranked_.size()) - 1;
 }
 
 // What the forward pass relies on beside the shapes that every family checks.
@@ -243,6 +299,11 @@ absl::Status DecoderImpl::CheckSpec() const {
   LS_CHECK_EQ(plan_->groups.size(), cache_->groups().size());
   if (spec_->output_norm.data == nullptr) {
     return absl::InvalidArgumentError("the checkpoint has no output norm.");
+  }
+  if (limits_.max_step_tokens < plan_->chunk_alignment) {
+    return absl::InvalidArgumentError(
+        StrCat("a step takes ", limits_.max_step_tokens, " tokens, but under this plan prompts are "
+               "computed in runs of ", plan_->chunk_alignment, "; allow that many or more."));
   }
   for (const LayerSpec& layer : spec_->layers) {
     if (spec_->parallel_block && layer.weights.attn_norm.data == nullptr) {

@@ -40,7 +40,7 @@ class Decoder {
   virtual int64_t weight_bytes() const = 0;
   virtual int64_t workspace_bytes() const = 0;
   // The most rows of logits that one step gives: callers that want more (prompt logprobs) spread
-  // them over steps. At least min(64, max_step_tokens).
+  // them over steps. At least min(128, max_step_tokens).
   virtual int32_t max_logits_rows() const = 0;
 };
 

@@ -31,6 +31,10 @@ TensorView RowRange(const TensorView& t, int64_t begin, int64_t rows) {
 kernels::PagedKv HeadsOf(kernels::PagedKv cache, int32_t first, int32_t count) {
   cache.k = static_cast<char*>(cache.k) + first * cache.head_stride;
   cache.v = static_cast<char*>(cache.v) + first * cache.head_stride;
+  if (cache.summaries != nullptr) {
+    cache.summaries = static_cast<char*>(cache.summaries) +
+                      first * kernels::PageSummaryBytes(cache.dtype, cache.head_dim);
+  }
   cache.num_heads = count;
   return cache;
 }
@@ -111,12 +115,47 @@ absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& qkv) {
   for (const int32_t g : layer_groups_[l]) {
     const CacheGroup& group = cache_->groups()[static_cast<size_t>(g)];
     const int64_t first = int64_t{group.first_kv_head} * a.head_dim;
+    const kernels::PagedKv cache = cache_->View(g, static_cast<int32_t>(l));
     RETURN_IF_ERROR(
         backend_->KvWrite({.k = Heads(qkv, k_begin + first, group.num_kv_heads, a.head_dim),
                            .v = Heads(qkv, v_begin + first, group.num_kv_heads, a.head_dim),
-                           .cache = cache_->View(g, static_cast<int32_t>(l)),
+                           .cache = cache,
                            .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
                            .slots = layout_.slots.data()}));
+    if (!group.summaries) continue;
+    const std::vector<int32_t>& pages = layout_.written_pages[static_cast<size_t>(g)];
+    RETURN_IF_ERROR(backend_->SummarizePages(
+        {.cache = cache,
+         .page_ids = pages.data(),
+         .counts = layout_.written_counts[static_cast<size_t>(g)].data(),
+         .num_pages = static_cast<int32_t>(pages.size())}));
+  }
+  return absl::OkStatus();
+}
+
+// The lists of a layer's segments lie one behind the other, as Attend reads them.
+absl::Status DecoderImpl::RankPages(size_t l, const TensorView& query) {
+  const bool wanted_only = l + 1 == plan_->layers.size() && !layout_.all_wanted();
+  if (ranked_.empty() || (wanted_only && layout_.wanted.empty())) return absl::OkStatus();
+  Timed timed(&times_->selection_ns);
+  const AttentionSpec& a = spec_->layers[l].attention;
+  const LayerPlan& layer = plan_->layers[l];
+  auto* entries = page_lists_.as<int32_t>();
+  for (size_t s = 0; s < layer.segments.size(); ++s) {
+    if (layer_ranked_[l][s] < 0) continue;
+    const HeadSegment& segment = layer.segments[s];
+    const auto r = static_cast<size_t>(layer_ranked_[l][s]);
+    const RankedSelection& ranked = wanted_only ? last_ranked_[r] : ranked_[r];
+    const CacheGroup& group = cache_->groups()[static_cast<size_t>(segment.group)];
+    kernels::SelectPagesParams params = ranked.ToSelect();
+    params.q = Heads(query, int64_t{segment.query.first} * a.head_dim, segment.query.count,
+                     a.head_dim);
+    params.cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
+                           segment.kv.first - group.first_kv_head, segment.kv.count);
+    params.page_table = page_tables_[static_cast<size_t>(segment.group)];
+    params.entries = entries;
+    RETURN_IF_ERROR(backend_->SelectPages(params));
+    entries += ranked.num_entries();
   }
   return absl::OkStatus();
 }
@@ -140,7 +179,18 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
   const AttentionSpec& a = spec_->layers[l].attention;
   const TensorView& sinks = spec_->layers[l].weights.sinks;
   const std::vector<SelectionBuilder>& selections = last_ ? last_selections_ : selections_;
-  for (const HeadSegment& segment : plan_->layers[l].segments) {
+  const LayerPlan& layer = plan_->layers[l];
+  const auto* entries = page_lists_.as<int32_t>();
+  for (size_t s = 0; s < layer.segments.size(); ++s) {
+    const HeadSegment& segment = layer.segments[s];
+    kernels::KvSelection selection;
+    if (const int32_t r = layer_ranked_[l][s]; r >= 0) {
+      const RankedSelection& ranked = (last_ ? last_ranked_ : ranked_)[static_cast<size_t>(r)];
+      selection = ranked.View(entries);
+      entries += ranked.num_entries();
+    } else {
+      selection = selections[static_cast<size_t>(segment.pattern)].View();
+    }
     const auto g = static_cast<size_t>(segment.group);
     const CacheGroup& group = cache_->groups()[g];
     const int64_t first = int64_t{segment.query.first} * a.head_dim;
@@ -152,7 +202,7 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
         .page_table = page_tables_[g],
         .kv_lens = layout_.kv_lens.data(),
         .generated = layout_.generated.data(),
-        .selection = selections[static_cast<size_t>(segment.pattern)].View(),
+        .selection = selection,
         .scale = a.scale,
         .softcap = a.softcap,
         .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,

@@ -9,6 +9,7 @@
 #include "config/base/clock.h"
 #include "model/decoder.h"
 #include "model/decoder_weights.h"
+#include "model/ranked_selection.h"
 #include "model/step_layout.h"
 
 namespace longstride::model {
@@ -77,6 +78,8 @@ class DecoderImpl : public Decoder {
   };
 
   absl::Status CheckSpec() const;
+  void FindRankedSegments();
+  int32_t RankedIndex(const HeadSegment& segment);
   // Patterns and groups that each layer uses, workspace.
   absl::Status InitStep();
   // Has the backend hold the vectors and tables of the spec.
@@ -86,7 +89,7 @@ class DecoderImpl : public Decoder {
   void BeginStep(const ModelInput& input, ModelOutput* output);
   // Tells the backend which host arrays the step's ops read.
   absl::Status NameArrays(const ModelInput& input);
-  void SelectKeys();
+  absl::Status SelectKeys();
   absl::Status Embed(const ModelInput& input);
   absl::Status RunLayer(size_t l);
   absl::Status Finish(ModelOutput* output);
@@ -96,6 +99,8 @@ class DecoderImpl : public Decoder {
   absl::Status RmsNormQk(const AttentionSpec& a, const TensorView& x, const TensorView& weight);
   absl::Status Rotate(const LayerSpec& layer, const TensorView& qkv);
   absl::Status WriteKv(size_t l, const TensorView& qkv);
+  // Makes the lists of the layer's query-dependent patterns.
+  absl::Status RankPages(size_t l, const TensorView& query);
   absl::Status KeepWantedRows(TensorView* query);
   absl::Status Attend(size_t l, const TensorView& query, const TensorView& out);
 
@@ -131,6 +136,12 @@ class DecoderImpl : public Decoder {
   std::vector<std::vector<int32_t>> layer_groups_;              // [layer] groups it writes to
   std::vector<bool> used_before_last_, used_in_last_;           // [pattern]
   std::vector<SelectionBuilder> selections_, last_selections_;  // [pattern]
+  // Query-dependent patterns, once for each number of list heads in use, and which of them a layer's
+  // segments read: -1 where the pattern is a static one.
+  std::vector<RankedSelection> ranked_, last_ranked_;
+  std::vector<int32_t> ranked_pattern_;             // [ranked]
+  std::vector<std::vector<int32_t>> layer_ranked_;  // [layer][segment]
+  kernels::Buffer page_lists_;                      // of one layer
 
   // The step being computed.
   StepLayout layout_;

@@ -11,10 +11,6 @@ namespace {
 // Page ids are int32 and -1 means none.
 constexpr int64_t kMaxPages = (int64_t{1} << 31) - 2;
 
-int64_t HeadBytes(const CacheGroup& group, kernels::KvDType dtype) {
-  return kernels::KvHeadPageBytes(dtype, group.head_dim);
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend* backend,
@@ -22,8 +18,8 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend* backe
                                                          const KvCacheOptions& options) {
   int64_t least = 0;
   for (const CacheGroup& group : groups) {
-    LS_CHECK_EQ(group.page_bytes, int64_t{2} * static_cast<int64_t>(group.layers.size()) *
-                                      group.num_kv_heads * HeadBytes(group, options.dtype));
+    LS_CHECK_EQ(group.page_bytes, static_cast<int64_t>(group.layers.size()) *
+                                      LayerPageBytes(group, options.dtype));
     least += group.page_bytes;
   }
   if (options.budget_bytes < least) {
@@ -50,38 +46,41 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend* backe
   return cache;
 }
 
-int64_t KvCache::PlaneBytes(size_t group) const { return PageStride(group) * num_pages_[group]; }
+int64_t KvCache::LayerBytes(size_t group) const { return PageStride(group) * num_pages_[group]; }
 
 int64_t KvCache::PageStride(size_t group) const {
-  return HeadBytes(groups_[group], options_.dtype) * groups_[group].num_kv_heads;
+  return LayerPageBytes(groups_[group], options_.dtype);
 }
 
 kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
   const auto g = static_cast<size_t>(group);
   const auto l = static_cast<size_t>(layer);
   LS_CHECK(g < groups_.size() && l < layer_slot_[g].size() && layer_slot_[g][l] >= 0);
-  char* base = memory_[g].as<char>() + 2 * int64_t{layer_slot_[g][l]} * PlaneBytes(g);
+  char* base = memory_[g].as<char>() + layer_slot_[g][l] * LayerBytes(g);
+  const int64_t head_bytes = kernels::KvHeadPageBytes(options_.dtype, groups_[g].head_dim);
+  const int64_t k_bytes = head_bytes * groups_[g].num_kv_heads;
   return {.k = base,
-          .v = base + PlaneBytes(g),
+          .v = base + k_bytes,
           .page_stride = PageStride(g),
-          .head_stride = HeadBytes(groups_[g], options_.dtype),
+          .head_stride = head_bytes,
           .num_pages = num_pages_[g],
           .num_heads = groups_[g].num_kv_heads,
           .head_dim = groups_[g].head_dim,
-          .dtype = options_.dtype};
+          .dtype = options_.dtype,
+          .summaries = groups_[g].summaries ? base + 2 * k_bytes : nullptr};
 }
 
 void KvCache::Decommit(int32_t group, std::span<const int32_t> pages) {
   const auto g = static_cast<size_t>(group);
   const int64_t stride = PageStride(g);
-  const auto planes = static_cast<int64_t>(2 * groups_[g].layers.size());
+  const auto layers = static_cast<int64_t>(groups_[g].layers.size());
   for (size_t begin = 0; begin < pages.size();) {
     // Neighbouring pages go in one call.
     size_t end = begin + 1;
     while (end < pages.size() && pages[end] == pages[end - 1] + 1) ++end;
     LS_CHECK(pages[begin] >= 0 && pages[end - 1] < num_pages_[g]);
-    for (int64_t plane = 0; plane < planes; ++plane) {
-      memory_[g].Decommit(plane * PlaneBytes(g) + pages[begin] * stride,
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      memory_[g].Decommit(layer * LayerBytes(g) + pages[begin] * stride,
                           static_cast<int64_t>(end - begin) * stride);
     }
     begin = end;
@@ -96,9 +95,9 @@ absl::Status KvCache::CopyPage(int32_t group, int32_t from, int32_t to) {
     return absl::UnimplementedError("pages are copied in host memory only");
   }
   const int64_t stride = PageStride(g);
-  const auto planes = static_cast<int64_t>(2 * groups_[g].layers.size());
-  for (int64_t plane = 0; plane < planes; ++plane) {
-    char* base = memory_[g].as<char>() + plane * PlaneBytes(g);
+  const auto layers = static_cast<int64_t>(groups_[g].layers.size());
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    char* base = memory_[g].as<char>() + layer * LayerBytes(g);
     std::memcpy(base + to * stride, base + from * stride, static_cast<size_t>(stride));
   }
   return absl::OkStatus();

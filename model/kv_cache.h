@@ -42,15 +42,17 @@ class KvCache {
 
  private:
   KvCache() = default;
-  // Bytes of one page of K (or V) of one layer, and of all its pages.
+  // Bytes of one page of one layer, and of all its pages.
   int64_t PageStride(size_t group) const;
-  int64_t PlaneBytes(size_t group) const;
+  int64_t LayerBytes(size_t group) const;
 
   std::vector<CacheGroup> groups_;
   KvCacheOptions options_;
   std::vector<int32_t> num_pages_;
   std::vector<std::vector<int32_t>> layer_slot_;  // [group][layer] -> slot in the group, or -1
-  std::vector<kernels::Buffer> memory_;           // [group]: [layer][k|v][page][head][64][head_dim]
+  // [group]: [layer][page], a page being K [head][64][head_dim], V the same, and where the group has
+  // summaries [head][3][head_dim].
+  std::vector<kernels::Buffer> memory_;
 };
 
 }  // namespace longstride::model

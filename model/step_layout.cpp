@@ -33,6 +33,11 @@ absl::Status CheckRuns(const ModelInput& input, const StepLimits& limits) {
       return Bad("positions ", run.first_position, " to ", end, " of sequence ", run.sequence,
                  "; allowed are 1 or more tokens below ", limits.plan->max_context);
     }
+    if (run.numerics == NumericsClass::kPrompt &&
+        run.first_position % limits.plan->chunk_alignment != 0) {
+      return Bad("a prompt's run begins at position ", run.first_position,
+                 "; under this plan they begin at multiples of ", limits.plan->chunk_alignment);
+    }
     if (run.num_logits < 0 || run.num_logits > run.num_tokens) {
       return Bad(run.num_logits, " logits of a run of ", run.num_tokens, " tokens");
     }
@@ -123,6 +128,10 @@ absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) 
   generated.assign(static_cast<size_t>(input.num_sequences), 0);
   page_ids.resize(input.page_tables.size());
   for (std::vector<int32_t>& ids : page_ids) ids.clear();
+  written_pages.resize(page_ids.size());
+  written_counts.resize(page_ids.size());
+  for (std::vector<int32_t>& ids : written_pages) ids.clear();
+  for (std::vector<int32_t>& counts : written_counts) counts.clear();
 
   for (const InputRun& run : input.runs) {
     const auto row_begin = static_cast<int32_t>(positions.size());
@@ -130,10 +139,11 @@ absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) 
     const int32_t first_wanted = run.num_tokens - wanted_tokens;
     kv_lens[static_cast<size_t>(run.sequence)] = run.first_position + run.num_tokens;
     generated[static_cast<size_t>(run.sequence)] = run.numerics == NumericsClass::kGenerated;
-    runs.push_back({run.sequence, row_begin, run.num_tokens, run.first_position});
+    runs.push_back(
+        {run.sequence, row_begin, run.num_tokens, run.first_position, run.numerics});
     if (wanted_tokens > 0) {
       wanted_runs.push_back({run.sequence, static_cast<int32_t>(wanted.size()), wanted_tokens,
-                             int64_t{run.first_position} + first_wanted});
+                             int64_t{run.first_position} + first_wanted, run.numerics});
     }
     if (!rope_spans.empty() && rope_spans.back().variant == run.rope_variant) {
       rope_spans.back().num_rows += run.num_tokens;
@@ -157,6 +167,12 @@ absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) 
       const int32_t* pages = table.pages.data() + run.sequence * table.stride;
       for (int32_t t = 0; t < run.num_tokens; ++t) {
         page_ids[g].push_back(pages[(run.first_position + t) / kPageTokens]);
+      }
+      if (!limits.cache->groups()[g].summaries) continue;
+      const int32_t end = run.first_position + run.num_tokens;
+      for (int32_t p = run.first_position / kPageTokens; p * kPageTokens < end; ++p) {
+        written_pages[g].push_back(pages[p]);
+        written_counts[g].push_back(std::min(end - p * kPageTokens, kPageTokens));
       }
     }
   }

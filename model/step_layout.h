@@ -34,6 +34,9 @@ struct StepLayout {
   std::vector<int32_t> positions;              // [rows]
   std::vector<int32_t> slots;                  // [rows] position mod kPageTokens
   std::vector<std::vector<int32_t>> page_ids;  // [groups][rows] physical page of each row
+  // [groups] with summaries: physical pages that the rows are written to, and the keys that each then
+  // has; empty for other groups.
+  std::vector<std::vector<int32_t>> written_pages, written_counts;
   std::vector<int32_t> kv_lens;                // [sequences] keys after this step; 0 without a run
   std::vector<uint8_t> generated;              // [sequences] 1: its tokens are generated ones
   std::vector<QueryRun> runs;

@@ -7,6 +7,7 @@
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/moe/moe.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/selection/run_selection.h"
 
 namespace longstride::kernels::cuda {
 
@@ -205,15 +206,22 @@ absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
 
 absl::Status CudaBackend::DoAttention(const AttentionParams& p) { return attention_.Run(p); }
 
-absl::Status CudaBackend::SupportsSelection() const {
-  return absl::UnimplementedError(
-      "the CUDA backend cannot rank pages by queries yet; use --device cpu, or a plan without "
-      "query-dependent patterns.");
+absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams& p) {
+  if (PieceRange* const range = reservations_->Find(p.cache.summaries)) {
+    const int64_t bytes =
+        p.cache.num_heads * PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+    for (int32_t i = 0; i < p.num_pages; ++i) {
+      const char* at = static_cast<const char*>(p.cache.summaries) +
+                       p.page_ids[i] * p.cache.page_stride;
+      RETURN_IF_ERROR(range->Hold(at - range->data(), bytes));
+    }
+  }
+  return RunSummarizePages(p, arrays_, *context_);
 }
 
-absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams&) { return SupportsSelection(); }
-
-absl::Status CudaBackend::DoSelectPages(const SelectPagesParams&) { return SupportsSelection(); }
+absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
+  return RunSelectPages(p, arrays_, *context_);
+}
 
 absl::Status CudaBackend::DoGatedActivation(const GatedActivationParams& p) {
   return context_->Check(LaunchGatedActivation(p, context_->stream()), "GatedActivation");

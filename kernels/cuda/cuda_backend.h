@@ -29,7 +29,6 @@ class CudaBackend : public Backend {
   absl::Status BeginStep(std::span<const HostArray> arrays) override;
   absl::Status EndStep() override;
   absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
-  absl::Status SupportsSelection() const override;
   bool healthy() const override { return context_->healthy(); }
 
  private:

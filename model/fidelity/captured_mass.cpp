@@ -71,6 +71,8 @@ void LayerCounters::OnAttention(const AttentionCall& call) {
 CapturedMass::CapturedMass(const SparsityPlan* baseline, std::vector<const SparsityPlan*> plans)
     : baseline_(PatternsOf(*baseline)) {
   for (const SparsityPlan* plan : plans) {
+    // Which keys a query-dependent pattern reads is not known from positions alone.
+    if (!plan->one_numerics_class) available_ = false;
     plans_.push_back(PatternsOf(*plan));
     std::vector<std::vector<Cell>>& cells = cells_.emplace_back();
     for (size_t l = 0; l < baseline_.size(); ++l) {
@@ -118,6 +120,7 @@ double CapturedMass::LayerMean(size_t plan, int32_t layer) const {
 }
 
 void CapturedMass::OnAttention(const AttentionCall& call) {
+  if (!available_) return;
   if (call.params->q.device != kernels::Device::kCpu) {
     available_ = false;
     return;

@@ -17,6 +17,8 @@ PatternOr MakeChunked(const PatternPolicy& policy, const PatternContext& context
 PatternOr MakeStrided(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeFixed(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockSparse(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeQuest(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeBlockTopK(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.
 std::unique_ptr<SparsePattern> NewDense();

@@ -14,6 +14,10 @@ const std::vector<PatternFactory>& PatternRegistry() {
        MakeFixed},
       {"block_sparse", "an own block mask: `rows` of key blocks per block of queries",
        MakeBlockSparse},
+      {"quest", "prompts dense; generated tokens read the pages that may hold the largest scores",
+       MakeQuest},
+      {"block_topk", "the pages whose mean key suits the mean of the queries' tile best",
+       MakeBlockTopK},
   };
   return kPatterns;
 }

@@ -13,7 +13,9 @@
 #include "config/base/status.h"
 #include "config/sparsity_policy.h"
 #include "kernels/kv_selection.h"
+#include "kernels/op_params.h"
 #include "model/cache_group.h"
+#include "model/model_input.h"
 
 namespace longstride::model {
 
@@ -29,6 +31,18 @@ struct QueryRun {
   int32_t row_begin = 0;
   int32_t num_rows = 0;
   int64_t first_position = 0;
+  NumericsClass numerics = NumericsClass::kPrompt;
+};
+
+// How a query-dependent pattern chooses pages (kernels::SelectPagesParams).
+struct PageRanking {
+  kernels::PageScore score = kernels::PageScore::kBound;
+  kernels::ListHeads list_heads = kernels::ListHeads::kPerKvHead;  // or kPerQHead
+  int32_t sink_pages = 0;
+  int32_t recent_pages = 1;
+  // Prompt rows choose by the mean of their tile's queries: prompts are then computed and shared in
+  // whole tiles of this many positions. 1: every row of a prompt stands for itself.
+  int32_t pooled_rows = 1;
 };
 
 // Host memory behind a KvSelection of a static pattern; one per pattern, reused from step to step
@@ -67,15 +81,27 @@ class SparsePattern {
   // "window(512)+sinks(4)": for inspect, logs and metric labels; equal text means equal function.
   virtual std::string Describe() const = 0;
   virtual Retention retention() const = 0;
-  // Fills `out` for the step. The result depends only on absolute positions, never on how the step
-  // was cut. Thread-compatible.
+  // Fills `out` for the step. The result depends only on absolute positions and on the rows' classes,
+  // never on how the step was cut. Thread-compatible.
   virtual void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const = 0;
-  // Keys that the query at `position` sees, summed over the pattern's heads and divided by their
-  // count: density, cost prediction and metrics.
+  // Null where lists follow from lengths alone. Otherwise they are made in every layer, when its
+  // queries and keys are there: Select then sets query_tile, the tiles and list_count[t], how many
+  // pages each list of tile t takes, and neither heads nor entries.
+  virtual const PageRanking* ranking() const { return nullptr; }
+  // Keys that a prompt's query at `position` sees, summed over the pattern's heads and divided by
+  // their count: density, cost prediction and metrics.
   virtual double VisibleKeys(int64_t position) const = 0;
+  // The same for a generated token, where that is another function of the position.
+  virtual double GeneratedVisibleKeys(int64_t position) const { return VisibleKeys(position); }
   // Whether `head` at query position i may read position j: the definition, used by tests, by the
-  // pictures of `inspect` and the playground. Must agree with Select.
+  // pictures of `inspect` and the playground. Must agree with Select. Where it depends on the query:
+  // whether some query reads j.
   virtual bool Visible(int32_t head, int64_t i, int64_t j) const = 0;
+
+  double VisibleKeys(int64_t position, NumericsClass numerics) const {
+    return numerics == NumericsClass::kPrompt ? VisibleKeys(position)
+                                              : GeneratedVisibleKeys(position);
+  }
 };
 
 // What a pattern's factory may look at.

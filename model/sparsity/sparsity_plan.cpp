@@ -58,6 +58,7 @@ class Resolver {
       RETURN_IF_ERROR(ResolveLayer(static_cast<int32_t>(l)));
     }
     FinishGroups(dtype);
+    FinishClasses();
     plan_->digest = Digest128(FunctionText());
     return absl::OkStatus();
   }
@@ -169,13 +170,20 @@ class Resolver {
     const int32_t per_kv = attention.num_heads / attention.num_kv_heads;
     const std::vector<RuleRange> ranges = CutByRules(layer);
 
-    std::vector<Retention> keep(static_cast<size_t>(attention.num_kv_heads));
+    struct Keep {
+      Retention retention;
+      bool summaries = false;
+      bool operator==(const Keep&) const = default;
+    };
+    std::vector<Keep> keep(static_cast<size_t>(attention.num_kv_heads));
     std::vector<bool> seen(keep.size(), false);
     for (const RuleRange& range : ranges) {
       ASSIGN_OR_RETURN(const SparsePattern* pattern, MakeFor(layer, range.rule, range.heads));
       for (int32_t h = range.heads.first; h < range.heads.first + range.heads.count; h += 1) {
         const auto kv = static_cast<size_t>(h / per_kv);
-        keep[kv] = seen[kv] ? Union(keep[kv], pattern->retention()) : pattern->retention();
+        Retention& retention = keep[kv].retention;
+        retention = seen[kv] ? Union(retention, pattern->retention()) : pattern->retention();
+        keep[kv].summaries = keep[kv].summaries || pattern->ranking() != nullptr;
         seen[kv] = true;
       }
     }
@@ -187,7 +195,9 @@ class Resolver {
              keep[static_cast<size_t>(kv_end)] == keep[static_cast<size_t>(kv)]) {
         ++kv_end;
       }
-      const int32_t group = GroupIndex(layer, keep[static_cast<size_t>(kv)], {kv, kv_end - kv});
+      const Keep& kept = keep[static_cast<size_t>(kv)];
+      const int32_t group =
+          GroupIndex(layer, kept.retention, kept.summaries, {kv, kv_end - kv});
       for (const RuleRange& range : ranges) {
         const int32_t begin = std::max(range.heads.first, kv * per_kv);
         const int32_t end = std::min(range.heads.first + range.heads.count, kv_end * per_kv);
@@ -226,12 +236,13 @@ class Resolver {
     plan->segments.push_back(segment);
   }
 
-  int32_t GroupIndex(int32_t layer, const Retention& keep, HeadRange kv) {
+  int32_t GroupIndex(int32_t layer, const Retention& keep, bool summaries, HeadRange kv) {
     const int32_t head_dim = Attention(layer).head_dim;
     for (size_t g = 0; g < plan_->groups.size(); ++g) {
       CacheGroup& group = plan_->groups[g];
-      if (group.retention == keep && group.first_kv_head == kv.first &&
-          group.num_kv_heads == kv.count && group.head_dim == head_dim) {
+      if (group.retention == keep && group.summaries == summaries &&
+          group.first_kv_head == kv.first && group.num_kv_heads == kv.count &&
+          group.head_dim == head_dim) {
         group.layers.push_back(layer);
         return static_cast<int32_t>(g);
       }
@@ -242,6 +253,7 @@ class Resolver {
                              .first_kv_head = kv.first,
                              .num_kv_heads = kv.count,
                              .head_dim = head_dim,
+                             .summaries = summaries,
                              .page_bytes = 0});
     return static_cast<int32_t>(plan_->groups.size()) - 1;
   }
@@ -259,15 +271,24 @@ class Resolver {
   void FinishGroups(kernels::KvDType dtype) {
     std::map<std::string, int> uses;
     for (CacheGroup& group : plan_->groups) {
-      group.page_bytes = int64_t{2} * static_cast<int64_t>(group.layers.size()) *
-                         group.num_kv_heads * kernels::KvHeadPageBytes(dtype, group.head_dim);
+      group.page_bytes = static_cast<int64_t>(group.layers.size()) * LayerPageBytes(group, dtype);
       group.name = RetentionName(group.retention);
+      if (group.summaries) group.name += "_summaries";
       ++uses[group.name];
     }
     for (CacheGroup& group : plan_->groups) {
       if (uses[group.name] < 2) continue;
       StrAppend(&group.name, "_heads", group.first_kv_head, "-",
                 group.first_kv_head + group.num_kv_heads - 1, "_dim", group.head_dim);
+    }
+  }
+
+  void FinishClasses() {
+    for (const auto& pattern : plan_->patterns) {
+      const PageRanking* ranking = pattern->ranking();
+      if (ranking == nullptr) continue;
+      plan_->one_numerics_class = false;
+      plan_->chunk_alignment = std::max(plan_->chunk_alignment, ranking->pooled_rows);
     }
   }
 
@@ -315,13 +336,13 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   return plan;
 }
 
-double SparsityPlan::Density(int64_t position) const {
+double SparsityPlan::Density(int64_t position, NumericsClass numerics) const {
   double sum = 0;
   for (const LayerPlan& layer : layers) {
     double visible = 0;
     int32_t heads = 0;
     for (const HeadSegment& segment : layer.segments) {
-      visible += patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position) *
+      visible += patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position, numerics) *
                  segment.query.count;
       heads += segment.query.count;
     }

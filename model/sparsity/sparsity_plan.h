@@ -37,6 +37,11 @@ struct SparsityPlan {
   std::vector<CacheGroup> groups;  // page_bytes filled for `dtype`
 
   int32_t max_context = 0;  // positions that may be served
+  // Prompts are computed and shared in whole runs of this many positions, counted from 0 (a prompt's
+  // last may be shorter): more than 1 where a pattern pools their queries.
+  int32_t chunk_alignment = 1;
+  // Whether prompt and generated tokens are one function of what stands before them.
+  bool one_numerics_class = true;
 
   // INVALID_ARGUMENT: a rule names layers or heads that do not exist, or a pattern's parameters are
   // bad; with the place in the plan file. `max_context` 0: the checkpoint's.
@@ -44,7 +49,7 @@ struct SparsityPlan {
                                               kernels::KvDType dtype, int32_t max_context = 0);
 
   // Mean over layers and heads of visible keys / causal keys for the query at `position`.
-  double Density(int64_t position) const;
+  double Density(int64_t position, NumericsClass numerics = NumericsClass::kPrompt) const;
   // Bytes that one sequence of `tokens` cached positions holds while a step of `step_tokens` more
   // is computed.
   int64_t CacheBytes(int64_t tokens, int64_t step_tokens) const;

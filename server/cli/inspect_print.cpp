@@ -69,19 +69,38 @@ void AppendLayers(const InspectReport& report, std::string* out) {
   for (const auto& [line, layers] : kinds) StrAppend(out, "  ", Ranges(layers), ": ", line, "\n");
 }
 
-void AppendDensities(const InspectReport& report, std::string* out) {
-  *out += "\nKeys that the last query sees, of all before it\n";
+using Densities = std::vector<double>;
+
+void AppendDensityTable(const InspectReport& report, const char* title,
+                        double InspectReport::Density::*plan,
+                        Densities InspectReport::Density::*patterns, std::string* out) {
+  StrAppend(out, "\n", title, "\n");
   absl::StrAppendFormat(out, "  %10s %8s", "length", "model");
   for (const std::string& pattern : report.patterns) absl::StrAppendFormat(out, "  %s", pattern);
   *out += "\n";
   for (const InspectReport::Density& density : report.densities) {
-    absl::StrAppendFormat(out, "  %10d %8s", density.length, Percent(density.plan));
-    for (size_t i = 0; i < density.patterns.size(); ++i) {
+    absl::StrAppendFormat(out, "  %10d %8s", density.length, Percent(density.*plan));
+    for (size_t i = 0; i < (density.*patterns).size(); ++i) {
       absl::StrAppendFormat(out, "  %*s", static_cast<int>(report.patterns[i].size()),
-                            Percent(density.patterns[i]));
+                            Percent((density.*patterns)[i]));
     }
     *out += "\n";
   }
+}
+
+// A second table where generated tokens see other keys than a prompt's.
+void AppendDensities(const InspectReport& report, std::string* out) {
+  using Density = InspectReport::Density;
+  const bool one = std::all_of(
+      report.densities.begin(), report.densities.end(),
+      [](const Density& d) { return d.patterns == d.generated_patterns; });
+  AppendDensityTable(report,
+                     one ? "Keys that the last query sees, of all before it"
+                         : "Keys that a prompt's last query sees, of all before it",
+                     &Density::plan, &Density::patterns, out);
+  if (one) return;
+  AppendDensityTable(report, "Keys that a generated token sees there", &Density::generated_plan,
+                     &Density::generated_patterns, out);
 }
 
 void AppendMemory(const InspectReport& report, std::string* out) {
@@ -208,12 +227,16 @@ std::string InspectText(const InspectReport& report) {
 std::string InspectJson(const InspectReport& report) {
   ordered_json densities = ordered_json::array();
   for (const InspectReport::Density& density : report.densities) {
-    ordered_json patterns;
+    ordered_json patterns, generated;
     for (size_t i = 0; i < report.patterns.size(); ++i) {
       patterns[report.patterns[i]] = density.patterns[i];
+      generated[report.patterns[i]] = density.generated_patterns[i];
     }
-    densities.push_back(
-        {{"length", density.length}, {"model", density.plan}, {"patterns", patterns}});
+    densities.push_back({{"length", density.length},
+                         {"model", density.plan},
+                         {"patterns", patterns},
+                         {"generated", {{"model", density.generated_plan},
+                                        {"patterns", generated}}}});
   }
   const ordered_json memory = {{"context", report.question.context},
                                {"concurrency", report.question.concurrency},

@@ -50,9 +50,16 @@ std::vector<InspectReport::Density> Densities(const model::SparsityPlan& plan,
   std::vector<InspectReport::Density> densities;
   for (const int64_t length : lengths) {
     const int64_t last = length - 1;
-    InspectReport::Density density{.length = length, .plan = plan.Density(last), .patterns = {}};
+    constexpr auto kGenerated = model::NumericsClass::kGenerated;
+    InspectReport::Density density{.length = length,
+                                   .plan = plan.Density(last),
+                                   .patterns = {},
+                                   .generated_plan = plan.Density(last, kGenerated),
+                                   .generated_patterns = {}};
     for (const auto& pattern : plan.patterns) {
-      density.patterns.push_back(pattern->VisibleKeys(last) / static_cast<double>(length));
+      const auto keys = static_cast<double>(length);
+      density.patterns.push_back(pattern->VisibleKeys(last) / keys);
+      density.generated_patterns.push_back(pattern->VisibleKeys(last, kGenerated) / keys);
     }
     densities.push_back(std::move(density));
   }

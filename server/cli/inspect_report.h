@@ -36,8 +36,11 @@ struct InspectReport {
   };
   struct Density {
     int64_t length = 0;
-    double plan = 0;               // mean over layers and heads
+    double plan = 0;               // of a prompt's query, mean over layers and heads
     std::vector<double> patterns;  // in the order of `patterns`
+    // The same of a generated token.
+    double generated_plan = 0;
+    std::vector<double> generated_patterns;
   };
   struct Group {
     std::string name;

@@ -39,14 +39,14 @@ double LayerWeightsUsed(const model::ModelSpec& spec) {
 }
 
 double VolumeAt(const model::ModelSpec& spec, const model::SparsityPlan& plan, int64_t position,
-                bool dense) {
+                bool dense, NumericsClass numerics) {
   double volume = 0;
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const int32_t head_dim = spec.layers[l].attention.head_dim;
     for (const model::HeadSegment& segment : plan.layers[l].segments) {
       const double keys =
           dense ? static_cast<double>(position + 1)
-                : plan.patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position);
+                : plan.patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position, numerics);
       volume += keys * segment.query.count * head_dim;
     }
   }
@@ -65,7 +65,8 @@ absl::StatusOr<Sample> Time(const model::ModelSpec& spec, std::span<const int32_
   const auto total = static_cast<double>(Clock::Real()->MonotonicNanos() - start);
   const auto attention = static_cast<double>(lane->output().times.attention_ns);
   return Sample{.rows = static_cast<double>(tokens.size()),
-                .volume = AttentionVolume(spec, lane->plan(), begin, lane->length()),
+                .volume = AttentionVolume(spec, lane->plan(), begin, lane->length(), false,
+                                          kVolumeSamples, numerics),
                 .attention = attention,
                 .rest = total - attention};
 }
@@ -89,14 +90,14 @@ StepRates Fit(const std::vector<Sample>& samples) {
 }  // namespace
 
 double AttentionVolume(const model::ModelSpec& spec, const model::SparsityPlan& plan, int64_t begin,
-                       int64_t end, bool dense, int64_t samples) {
+                       int64_t end, bool dense, int64_t samples, NumericsClass numerics) {
   const int64_t count = end - begin;
   if (count <= 0) return 0;
   const int64_t taken = std::min(samples, count);
   double sum = 0;
   for (int64_t s = 0; s < taken; ++s) {
     // The middle of each of `taken` equal parts.
-    sum += VolumeAt(spec, plan, begin + (2 * s + 1) * count / (2 * taken), dense);
+    sum += VolumeAt(spec, plan, begin + (2 * s + 1) * count / (2 * taken), dense, numerics);
   }
   return sum / static_cast<double>(taken) * static_cast<double>(count);
 }
@@ -107,7 +108,11 @@ PlanFlops FlopsOf(const model::ModelSpec& spec, const model::SparsityPlan& plan,
   // Scores and weighted values: a multiply-add each per visible key and channel.
   constexpr double kPerVolume = 4;
   const auto attention = [&](int64_t begin, int64_t end, bool dense) {
-    return kPerVolume * AttentionVolume(spec, plan, begin, end, dense);
+    // The last query alone is that of a generated token.
+    const auto numerics =
+        end - begin == 1 ? NumericsClass::kGenerated : NumericsClass::kPrompt;
+    return kPerVolume *
+           AttentionVolume(spec, plan, begin, end, dense, kVolumeSamples, numerics);
   };
   return {.prefill_linear = layers * static_cast<double>(length) + head,
           .prefill_attention = attention(0, length, false),
@@ -176,13 +181,15 @@ absl::StatusOr<MachineRates> Calibrate(model::Model* model, int32_t tokens) {
 
 PlanPrediction Predict(const model::ModelSpec& spec, const model::SparsityPlan& plan,
                        const MachineRates& rates, int64_t length) {
-  const auto time = [&](const StepRates& r, int64_t begin, int64_t end) {
+  const auto time = [&](const StepRates& r, int64_t begin, int64_t end, NumericsClass numerics) {
     return (static_cast<double>(end - begin) * (r.row + r.attention_row) +
-            AttentionVolume(spec, plan, begin, end) * r.attention_volume) *
+            AttentionVolume(spec, plan, begin, end, false, kVolumeSamples, numerics) *
+                r.attention_volume) *
            1e-9;
   };
-  return {.time_to_first_token = time(rates.prefill, 0, length),
-          .decode_tokens_per_second = 1 / time(rates.decode, length - 1, length)};
+  return {.time_to_first_token = time(rates.prefill, 0, length, NumericsClass::kPrompt),
+          .decode_tokens_per_second =
+              1 / time(rates.decode, length - 1, length, NumericsClass::kGenerated)};
 }
 
 }  // namespace longstride::cli

@@ -26,8 +26,10 @@ PlanFlops FlopsOf(const model::ModelSpec& spec, const model::SparsityPlan& plan,
 
 // Sum over the queries at positions [begin, end) of visible keys x heads x head size, all layers;
 // from at most `samples` positions.
+inline constexpr int64_t kVolumeSamples = 256;
 double AttentionVolume(const model::ModelSpec& spec, const model::SparsityPlan& plan, int64_t begin,
-                       int64_t end, bool dense = false, int64_t samples = 256);
+                       int64_t end, bool dense = false, int64_t samples = kVolumeSamples,
+                       model::NumericsClass numerics = model::NumericsClass::kPrompt);
 
 // Nanoseconds: a step of n tokens with attention volume v takes
 //   n * (row + attention_row) + v * attention_volume.

@@ -46,13 +46,20 @@ Hash128 MakeCacheKey(uint64_t seed) {
 
 SchedulerLimits LimitsOf(const EngineOptions& options, const ExecutorInfo& info) {
   SchedulerLimits limits;
-  limits.max_step_tokens = std::max(options.max_step_tokens, kPageTokens);
+  limits.unit_tokens = std::max(info.chunk_alignment, kPageTokens);
+  limits.whole_units = info.chunk_alignment > 1;
+  limits.max_step_tokens = std::max(options.max_step_tokens, limits.unit_tokens);
   if (info.max_step_tokens > 0) {
     limits.max_step_tokens = std::min(limits.max_step_tokens, info.max_step_tokens);
   }
   limits.max_step_logits = std::max(options.max_step_logits, 1);
-  limits.max_running_sequences = std::max(
-      1, std::min({options.max_running_sequences, limits.max_step_tokens, limits.max_step_logits}));
+  int32_t most = std::min(limits.max_step_tokens, limits.max_step_logits);
+  if (limits.whole_units) {
+    // Beside all others' decodes there is room for a tile of a prompt, scored if need be.
+    limits.max_step_logits = std::max(limits.max_step_logits, limits.unit_tokens);
+    most = std::min(limits.max_step_tokens, limits.max_step_logits) - limits.unit_tokens;
+  }
+  limits.max_running_sequences = std::max(1, std::min(options.max_running_sequences, most));
   limits.max_concurrent_prefills = std::max(options.max_concurrent_prefills, 1);
   limits.inter_token_bound = options.inter_token_bound;
   limits.priority_ageing = options.priority_ageing;
@@ -80,9 +87,10 @@ SchedulerState MakeState(const EngineOptions& options, const ExecutorInfo& info)
         state.allocator.get(), std::move(retentions),
         PrefixCache::Options{
             .key = MakeCacheKey(options.cache_key_seed),
-            .one_numerics_class = options.share_generated_pages,
+            .one_numerics_class = options.share_generated_pages && info.one_numerics_class,
             .max_cached_bytes =
-                static_cast<int64_t>(fraction * static_cast<double>(info.kv_budget_bytes))});
+                static_cast<int64_t>(fraction * static_cast<double>(info.kv_budget_bytes)),
+            .unit_tokens = std::max(info.chunk_alignment, kPageTokens)});
   }
   return state;
 }
@@ -150,7 +158,9 @@ EngineCore::EngineCore(const EngineOptions& options, Executor* executor,
   const ExecutorInfo& info = executor->info();
   LS_CHECK_EQ(info.groups.size(), info.num_pages.size());
   LS_CHECK_LE(options.max_choices, kSequencesPerRequest);
-  attended_keys_ = [executor](int64_t position) { return executor->AttendedKeys(position); };
+  attended_keys_ = [executor](int64_t position, model::NumericsClass numerics) {
+    return executor->AttendedKeys(position, numerics);
+  };
   max_context_ = info.max_context;
   if (options.max_context > 0) max_context_ = std::min(max_context_, options.max_context);
   scheduler_ = std::make_unique<Scheduler>(MakeState(options, info), LimitsOf(options, info), observer);
@@ -458,7 +468,8 @@ void EngineCore::NoteAdmissions() {
     observer_->Admitted(r->usage.queue_seconds, r->num_prompt(), admission.cached_tokens);
     if (admission.generated_tokens > 0) observer_->GeneratedPrefixHit(admission.generated_tokens);
     const double keys =
-        SumAttendedKeys(attended_keys_, admission.cached_tokens, r->num_prompt()) /
+        SumAttendedKeys(attended_keys_, admission.cached_tokens, r->num_prompt(),
+                        r->num_prompt()) /
         std::max(1, r->num_prompt() - admission.cached_tokens);
     scheduler_->fair_share().Charge(
         r->client, FairShare::TokenWork(keys, false) *
@@ -539,14 +550,14 @@ void EngineCore::HandleRun(const RunContext& context, StepReport* report) {
   if (run.decode) {
     ++report->decode_tokens;
     scheduler_->fair_share().Charge(
-        r->client, FairShare::TokenWork(attended_keys_(run.first_position), true));
+        r->client, FairShare::TokenWork(attended_keys_(run.first_position, run.numerics), true));
   } else {
     report->prefill_tokens += run.num_tokens;
     report->recomputed_tokens += std::max(0, std::min(end, s->high_water) - run.first_position);
   }
   for (int32_t p = std::max(run.first_position, s->high_water); p < end; ++p) {
     r->usage.kv_tokens_total += p + 1;
-    r->attended += attended_keys_(p);
+    r->attended += attended_keys_(p, run.numerics);
   }
   r->usage.kv_tokens_attended = std::llround(r->attended);
   if (s->wants_prompt_logits) ScorePrompt(context);

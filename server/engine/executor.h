@@ -20,6 +20,9 @@ struct ExecutorInfo {
   int32_t vocab_size = 0;
   int32_t max_context = 0;
   int32_t max_step_tokens = 0;
+  // SparsityPlan's fields of the same names.
+  int32_t chunk_alignment = 1;
+  bool one_numerics_class = true;
   std::string plan_digest;
   std::string model_digest;
   std::string kv_dtype;
@@ -32,7 +35,7 @@ class Executor {
   virtual ~Executor() = default;
   virtual const ExecutorInfo& info() const = 0;
   // Keys that one query at `position` attends to, mean over layers (cost prediction and usage).
-  virtual double AttendedKeys(int64_t position) const = 0;
+  virtual double AttendedKeys(int64_t position, model::NumericsClass numerics) const = 0;
   // Runs the model. Logits and hidden states stay valid until the next call.
   virtual absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) = 0;
   // Gives memory of free pages back, so that another group can grow within the budget.

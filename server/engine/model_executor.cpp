@@ -14,6 +14,8 @@ ModelExecutor::ModelExecutor(model::Model* model) : model_(model) {
   info_.vocab_size = model->spec().vocab_size;
   info_.max_context = model->max_context();
   info_.max_step_tokens = model->options().max_step_tokens;
+  info_.chunk_alignment = model->plan().chunk_alignment;
+  info_.one_numerics_class = model->plan().one_numerics_class;
   info_.plan_digest = model->plan().digest;
   info_.model_digest = model->model_digest();
   info_.kv_dtype = kernels::KvDTypeName(cache.options().dtype);
@@ -38,9 +40,11 @@ ModelExecutor::ModelExecutor(model::Model* model) : model_(model) {
   }
 }
 
-double ModelExecutor::AttendedKeys(int64_t position) const {
+double ModelExecutor::AttendedKeys(int64_t position, model::NumericsClass numerics) const {
   double keys = 0;
-  for (const WeightedPattern& p : patterns_) keys += p.weight * p.pattern->VisibleKeys(position);
+  for (const WeightedPattern& p : patterns_) {
+    keys += p.weight * p.pattern->VisibleKeys(position, numerics);
+  }
   return keys;
 }
 

@@ -14,7 +14,7 @@ class ModelExecutor : public Executor {
   explicit ModelExecutor(model::Model* model);
 
   const ExecutorInfo& info() const override { return info_; }
-  double AttendedKeys(int64_t position) const override;
+  double AttendedKeys(int64_t position, model::NumericsClass numerics) const override;
   absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override;
   void Decommit(int32_t group, std::span<const int32_t> pages) override;
   bool healthy() const override { return model_->backend().healthy(); }

@@ -28,15 +28,16 @@ constexpr int kMaxSlotFailures = 4;       // that found no prefill slot; then on
 int64_t Pages(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
 // Forks of one sequence: what each needs beside the whole pages of the prompt that it shares.
-int64_t ForkBytes(const std::vector<model::CacheGroup>& groups, const Sequence& s,
-                  int64_t target) {
+int64_t ForkBytes(const std::vector<model::CacheGroup>& groups, const SchedulerLimits& limits,
+                  const Sequence& s, int64_t target) {
   if (s.pending_forks == 0) return 0;
+  const int64_t shared = s.num_prompt / limits.unit_tokens * (limits.unit_tokens / kPageTokens);
   int64_t bytes = 0;
   for (const model::CacheGroup& group : groups) {
-    const int64_t peak = PeakPages(group, target, kPageTokens);
+    const int64_t peak = PeakPages(group, target, limits.unit_tokens);
     // A shared window is left behind by everyone, each for pages of its own.
     bytes += group.page_bytes * (group.retention.keeps_all()
-                                     ? s.pending_forks * (peak - s.num_prompt / kPageTokens)
+                                     ? s.pending_forks * (peak - shared)
                                      : (s.pending_forks + 1) * peak);
   }
   return bytes;
@@ -144,7 +145,7 @@ int64_t Planner::ExclusivePages(const Sequence& s, int32_t g) const {
 // Pages still to come inside the reservation.
 int64_t Planner::ReservedPages(const Sequence& s, int32_t g) const {
   const model::CacheGroup& group = state_.groups[g];
-  const int64_t step = s.is_decoding() ? kPageTokens : limits_.max_step_tokens;
+  const int64_t step = s.is_decoding() ? limits_.unit_tokens : limits_.max_step_tokens;
   const int64_t peak = PeakPages(group, s.reserved_tokens, step);
   // A page of a window that others hold too does not come back when this sequence moves on.
   const int64_t held = group.retention.keeps_all() ? static_cast<int64_t>(s.pages[g].size())
@@ -158,8 +159,8 @@ int64_t Planner::SoftReserve(const Sequence& s) const {
   if (target <= s.reserved_tokens) return 0;
   int64_t bytes = 0;
   for (const model::CacheGroup& group : state_.groups) {
-    bytes += (PeakPages(group, target, kPageTokens) -
-              PeakPages(group, s.reserved_tokens, kPageTokens)) *
+    bytes += (PeakPages(group, target, limits_.unit_tokens) -
+              PeakPages(group, s.reserved_tokens, limits_.unit_tokens)) *
              group.page_bytes;
   }
   return bytes;
@@ -193,7 +194,7 @@ void Planner::Survey() {
         entry.growth += std::max<int64_t>(0, fresh - reserved) * page_bytes;
       }
     }
-    entry.reserved += ForkBytes(state_.groups, *s, s->reserved_tokens);
+    entry.reserved += ForkBytes(state_.groups, limits_, *s, s->reserved_tokens);
     spare_ -= entry.reserved;
     running_ += 1 + s->pending_forks;
     if (!s->is_decoding()) {
@@ -241,7 +242,8 @@ void Planner::PlanDecodes() {
 
 double Planner::RecomputeSeconds(const Sequence& s) const {
   return cost_.Marginal({.tokens = static_cast<double>(s.num_computed),
-                         .keys = SumAttendedKeys(attended_keys_, 0, s.num_computed)});
+                         .keys = SumAttendedKeys(attended_keys_, 0, s.num_computed,
+                                                 s.num_prompt)});
 }
 
 // The lowest priority, then what is cheapest to compute again; never the first in line, which so
@@ -409,7 +411,9 @@ void Planner::Admit(const Sequence& s, PrefixCache::Match match, int64_t bytes) 
     short_prefill_tokens_ += remaining;
   }
   if (s.preemptions == 0) {
-    charged_[s.client] += FairShare::TokenWork(attended_keys_(s.num_prompt), false) * remaining;
+    charged_[s.client] +=
+        FairShare::TokenWork(attended_keys_(s.num_prompt, model::NumericsClass::kPrompt), false) *
+        remaining;
   }
   admitted_.push_back({&s, match.tokens});
   plan_.admit.push_back({.id = s.id,
@@ -429,7 +433,7 @@ int32_t Planner::LogitRows(const Sequence& s, int32_t begin, int32_t end) const 
 
 StepWork Planner::WorkOf(const Sequence& s, int32_t begin, int32_t end) const {
   return {.tokens = static_cast<double>(end - begin),
-          .keys = SumAttendedKeys(attended_keys_, begin, end),
+          .keys = SumAttendedKeys(attended_keys_, begin, end, s.num_prompt),
           .logits = static_cast<double>(LogitRows(s, begin, end))};
 }
 
@@ -476,8 +480,9 @@ bool Planner::PlanChunk(const Prefill& prefill, double* seconds_left) {
   const int32_t begin = prefill.first_position;
   // One run has one numerics class.
   const int32_t goal = begin < s.num_prompt ? s.num_prompt : s.num_tokens();
-  const int32_t in_page = begin % kPageTokens;
-  int32_t end = std::min({goal, begin + tokens_left_, begin - in_page + limits_.max_step_tokens});
+  const int32_t unit = limits_.unit_tokens;
+  const int32_t in_unit = begin % unit;
+  int32_t end = std::min({goal, begin + tokens_left_, begin - in_unit + limits_.max_step_tokens});
   const auto fits_logits = [&](int32_t e) { return LogitRows(s, begin, e) <= logits_left_; };
   const auto fits_time = [&](int32_t e) {
     return cost_.Marginal(WorkOf(s, begin, e)) <= *seconds_left;
@@ -495,11 +500,15 @@ bool Planner::PlanChunk(const Prefill& prefill, double* seconds_left) {
   const int32_t most = end;
   const bool first = plan_.runs.empty() || plan_.runs.back().decode;
   if (std::isfinite(*seconds_left)) end = last_where(fits_time);
-  // Chunks end at page boundaries; at least to the next one, so that some prompt always gets on.
-  const auto aligned = [&](int32_t e) { return e == goal ? e : e - e % kPageTokens; };
+  // Chunks end at boundaries of units; at least at the next one, so that some prompt always gets on.
+  const auto aligned = [&](int32_t e) { return e == goal ? e : e - e % unit; };
   const bool out_of_time = end < most;
   end = aligned(end);
-  if (end <= begin && first) end = std::min(most, begin - in_page + kPageTokens);
+  if (end <= begin && first) {
+    end = std::min(most, begin - in_unit + unit);
+    // What cannot be cut waits for a step with room for it.
+    if (limits_.whole_units && begin < s.num_prompt && end != aligned(end)) end = begin;
+  }
   if (end <= begin) return !out_of_time;
   const int64_t new_bytes =
       NewBytes(s, end) - (s.state == SequenceState::kWaiting ? NewBytes(s, begin) : 0);
@@ -521,12 +530,17 @@ bool Planner::PlanChunk(const Prefill& prefill, double* seconds_left) {
 
 }  // namespace
 
-double SumAttendedKeys(const AttendedKeysFn& attended_keys, int64_t begin, int64_t end) {
-  if (end <= begin) return 0;
-  if (end - begin == 1) return attended_keys(begin);
-  const double middle = attended_keys(begin + (end - begin) / 2);
-  return (attended_keys(begin) + 4 * middle + attended_keys(end - 1)) / 6 *
-         static_cast<double>(end - begin);
+double SumAttendedKeys(const AttendedKeysFn& attended_keys, int64_t begin, int64_t end,
+                       int64_t num_prompt) {
+  const auto sum = [&](int64_t first, int64_t last, model::NumericsClass numerics) {
+    if (last <= first) return 0.0;
+    if (last - first == 1) return attended_keys(first, numerics);
+    const double middle = attended_keys(first + (last - first) / 2, numerics);
+    return (attended_keys(first, numerics) + 4 * middle + attended_keys(last - 1, numerics)) / 6 *
+           static_cast<double>(last - first);
+  };
+  return sum(begin, std::min(end, num_prompt), model::NumericsClass::kPrompt) +
+         sum(std::max(begin, num_prompt), end, model::NumericsClass::kGenerated);
 }
 
 int32_t ReserveTarget(const SchedulerLimits& limits, const Sequence& s) {
@@ -539,7 +553,7 @@ int32_t ReserveTarget(const SchedulerLimits& limits, const Sequence& s) {
 int64_t ReserveBytes(const std::vector<model::CacheGroup>& groups, const SchedulerLimits& limits,
                      const Sequence& s) {
   const int32_t target = ReserveTarget(limits, s);
-  return PeakBytes(groups, target, limits.max_step_tokens) + ForkBytes(groups, s, target);
+  return PeakBytes(groups, target, limits.max_step_tokens) + ForkBytes(groups, limits, s, target);
 }
 
 StepPlan PlanStep(const SchedulerState& state, const SchedulerLimits& limits, const StepCost& cost,

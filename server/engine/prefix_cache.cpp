@@ -23,6 +23,7 @@ PrefixCache::PrefixCache(PageAllocator* allocator, std::vector<model::Retention>
     max_nodes_ = std::max(max_nodes_,
                           allocator->budget_bytes() / allocator->page_bytes(static_cast<int32_t>(g)));
   }
+  LS_CHECK(options_.unit_tokens > 0 && options_.unit_tokens % kPageTokens == 0);
   // Nodes without pages (models whose layers are all windowed) are bounded too.
   max_nodes_ = 4 * max_nodes_ + 1024;
 }
@@ -39,22 +40,29 @@ Hash128 PrefixCache::RootKey(std::span<const std::string_view> parts) const {
 
 void PrefixCache::ExtendKeys(const Hash128& root, std::span<const int32_t> tokens,
                              int32_t num_prompt_tokens, std::vector<Hash128>* keys) const {
-  struct {
-    Hash128 parent;
-    uint64_t prompt_tokens;  // of the page: the numerics classes of its tokens
-    int32_t tokens[kPageTokens];
-  } block;
-  static_assert(sizeof(block) == 24 + sizeof(block.tokens), "no padding may be hashed");
-  const auto num_pages = static_cast<int32_t>(tokens.size() / kPageTokens);
-  for (auto page = static_cast<int32_t>(keys->size()); page < num_pages; ++page) {
-    const int32_t begin = page * kPageTokens;
-    block.parent = page == 0 ? root : (*keys)[page - 1];
-    block.prompt_tokens =
+  const auto unit = static_cast<size_t>(options_.unit_tokens);
+  const size_t pages_of_unit = unit / kPageTokens;
+  std::vector<unsigned char> block;
+  const auto append = [&block](const void* data, size_t bytes) {
+    const auto* from = static_cast<const unsigned char*>(data);
+    block.insert(block.end(), from, from + bytes);
+  };
+  for (size_t u = keys->size() / pages_of_unit; (u + 1) * unit <= tokens.size(); ++u) {
+    const Hash128 parent = keys->empty() ? root : keys->back();
+    // The numerics classes of the unit's tokens.
+    const uint64_t prompt_tokens =
         options_.one_numerics_class
-            ? kPageTokens
-            : static_cast<uint64_t>(std::clamp(num_prompt_tokens - begin, 0, kPageTokens));
-    std::memcpy(block.tokens, tokens.data() + begin, sizeof(block.tokens));
-    keys->push_back(SipHash128(options_.key, &block, sizeof(block)));
+            ? unit
+            : std::clamp<int64_t>(num_prompt_tokens - static_cast<int64_t>(u * unit), 0,
+                                  options_.unit_tokens);
+    block.clear();
+    append(&parent, sizeof(parent));
+    append(&prompt_tokens, sizeof(prompt_tokens));
+    append(tokens.data() + u * unit, unit * sizeof(tokens[0]));
+    for (uint64_t page = 0; page < pages_of_unit; ++page) {
+      if (page > 0) append(&page, sizeof(page));
+      keys->push_back(SipHash128(options_.key, block.data(), block.size()));
+    }
   }
 }
 
@@ -87,7 +95,7 @@ PrefixCache::Match PrefixCache::Find(std::span<const Hash128> keys, int32_t max_
       const int64_t sink_end = std::min(retention.first_dead_page(), end);
       complete = complete && runs[g] >= end - window_begin && heads[g] >= sink_end;
     }
-    if (complete) usable = p + 1;
+    if (complete && end * kPageTokens % options_.unit_tokens == 0) usable = p + 1;
   }
   match.nodes.resize(usable);
   match.tokens = static_cast<int32_t>(usable) * kPageTokens;

@@ -37,9 +37,12 @@ class PrefixCache {
     // as a prompt's pages. Otherwise they only match tokens of the same role.
     bool one_numerics_class = true;
     int64_t max_cached_bytes = 0;  // pages that only the cache holds
+    // A page's bits depend on the tokens up to the end of its unit (SchedulerLimits::unit_tokens):
+    // prefixes match in whole units.
+    int32_t unit_tokens = kernels::kPageTokens;
   };
   struct Match {
-    int32_t tokens = 0;            // multiple of the page size
+    int32_t tokens = 0;            // whole units
     int32_t generated_tokens = 0;  // of these, in pages that hold another request's output
     std::vector<int32_t> nodes;    // one per page
   };
@@ -54,7 +57,7 @@ class PrefixCache {
 
   // The key before the first page: everything but tokens that the cached bits depend on.
   Hash128 RootKey(std::span<const std::string_view> parts) const;
-  // Appends the keys of the whole pages of `tokens` that `keys` lacks.
+  // Appends the keys of the pages of `tokens`' whole units that `keys` lacks.
   void ExtendKeys(const Hash128& root, std::span<const int32_t> tokens, int32_t num_prompt_tokens,
                   std::vector<Hash128>* keys) const;
 

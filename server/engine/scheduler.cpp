@@ -31,7 +31,8 @@ Scheduler::Scheduler(SchedulerState state, const SchedulerLimits& limits, Engine
   LS_CHECK_GT(limits_.max_running_sequences, 0);
   LS_CHECK_LE(limits_.max_running_sequences, limits_.max_step_tokens);
   LS_CHECK_LE(limits_.max_running_sequences, limits_.max_step_logits);
-  LS_CHECK_GE(limits_.max_step_tokens, kPageTokens);
+  LS_CHECK(limits_.unit_tokens > 0 && limits_.unit_tokens % kPageTokens == 0);
+  LS_CHECK_GE(limits_.max_step_tokens, limits_.unit_tokens);
 }
 
 Sequence* Scheduler::Find(SequenceId id) {
@@ -54,7 +55,7 @@ Sequence* Scheduler::Fork(Sequence* parent, std::unique_ptr<Sequence> fork) {
   LS_CHECK_GT(parent->pending_forks, 0);
   --parent->pending_forks;
   Sequence* s = fork.get();
-  const int32_t shared = parent->num_whole_pages();
+  const int32_t shared = parent->num_whole_pages(limits_.unit_tokens);
   s->state = SequenceState::kRunning;
   s->num_computed = shared * kPageTokens;
   s->high_water = s->num_prompt;
@@ -250,7 +251,7 @@ void Scheduler::Share(Sequence* s, int32_t computed_before) {
   if (cache == nullptr || !s->use_prefix_cache) return;
   cache->ExtendKeys(s->root_key, {s->tokens.data(), static_cast<size_t>(s->num_computed)},
                     s->num_prompt, &s->keys);
-  const int32_t whole = s->num_whole_pages();
+  const int32_t whole = s->num_whole_pages(limits_.unit_tokens);
   const PrefixCache::Source source{.keys = s->keys, .pages = &s->pages,
                                    .num_prompt_tokens = s->num_prompt};
   if (whole > s->num_shared_pages) {
@@ -258,8 +259,10 @@ void Scheduler::Share(Sequence* s, int32_t computed_before) {
     s->num_shared_pages = whole;
   }
   if (!cache->has_windows()) return;
-  const int32_t held_from = static_cast<int32_t>(LiveBoundary(computed_before));
-  const int32_t interval = limits_.window_snapshot_interval / kPageTokens * kPageTokens;
+  const int32_t held_from = static_cast<int32_t>(LiveBoundary(computed_before, limits_.unit_tokens));
+  const int32_t unit = limits_.unit_tokens;
+  const int32_t wanted = limits_.window_snapshot_interval;
+  const int32_t interval = wanted < kPageTokens ? 0 : std::max(1, wanted / unit) * unit;
   const auto snapshot = [&](int32_t cut) {
     if (cut > 0 && cut >= held_from && cut <= whole * kPageTokens) cache->Snapshot(source, cut);
   };
@@ -271,8 +274,8 @@ void Scheduler::Share(Sequence* s, int32_t computed_before) {
   }
   if (computed_before < s->num_prompt && s->num_computed >= s->num_prompt) {
     // The same prompt again recomputes its last token; a longer one reuses all whole pages.
-    snapshot((s->num_prompt - 1) / kPageTokens * kPageTokens);
-    snapshot(s->num_prompt / kPageTokens * kPageTokens);
+    snapshot((s->num_prompt - 1) / unit * unit);
+    snapshot(s->num_prompt / unit * unit);
   }
 }
 
@@ -282,7 +285,7 @@ void Scheduler::FreeDeadPages(Sequence* s) {
     const model::Retention& retention = state_.groups[i].retention;
     if (retention.keeps_all()) continue;
     const int64_t end = std::min<int64_t>(std::ssize(s->pages[i]),
-                                          retention.end_dead_page(LiveBoundary(s->num_computed)));
+                                          retention.end_dead_page(LiveBoundary(s->num_computed, limits_.unit_tokens)));
     int64_t freed = 0;
     for (int64_t p = std::max<int64_t>(retention.first_dead_page(), s->first_live[i]); p < end; ++p) {
       int32_t& page = s->pages[i][p];
@@ -324,7 +327,7 @@ absl::Status Scheduler::CheckIntegrity() const {
   for (const Sequence* s : state_.running) {
     for (size_t i = 0; i < state_.groups.size(); ++i) {
       const model::Retention& retention = state_.groups[i].retention;
-      const int64_t boundary = LiveBoundary(s->num_computed);
+      const int64_t boundary = LiveBoundary(s->num_computed, limits_.unit_tokens);
       for (size_t p = 0; p < s->pages[i].size(); ++p) {
         const int32_t page = s->pages[i][p];
         const bool live = PageIsLive(retention, boundary, static_cast<int64_t>(p));

@@ -24,6 +24,11 @@ namespace longstride::engine {
 
 struct SchedulerLimits {
   int32_t max_running_sequences = 64;
+  // Positions that are shared and kept together: a page, or where the plan pools the queries of a
+  // prompt's tiles, such a tile (whole pages).
+  int32_t unit_tokens = kernels::kPageTokens;
+  // Then a chunk of a prompt ends at the end of a unit or of the prompt, nowhere else.
+  bool whole_units = false;
   int32_t max_step_tokens = 512;
   int32_t max_step_logits = 512;
   int32_t max_concurrent_prefills = 4;  // prompts that need more than one step
@@ -37,10 +42,12 @@ struct SchedulerLimits {
 };
 
 // Attended keys of one query, mean over layers (Executor::AttendedKeys).
-using AttendedKeysFn = std::function<double(int64_t position)>;
+using AttendedKeysFn = std::function<double(int64_t position, model::NumericsClass numerics)>;
 
-// Sum of AttendedKeys over [begin, end), by Simpson's rule.
-double SumAttendedKeys(const AttendedKeysFn& attended_keys, int64_t begin, int64_t end);
+// Sum of AttendedKeys over [begin, end) of a sequence whose prompt has `num_prompt` tokens, by
+// Simpson's rule.
+double SumAttendedKeys(const AttendedKeysFn& attended_keys, int64_t begin, int64_t end,
+                       int64_t num_prompt);
 
 struct Admission {
   SequenceId id = 0;

@@ -55,18 +55,21 @@ struct Sequence {
   int32_t remaining() const { return num_tokens() - num_computed; }
   // Next step computes one token, the last one generated.
   bool is_decoding() const { return num_computed >= num_prompt && remaining() == 1; }
-  // Whole pages that are computed.
-  int32_t num_whole_pages() const { return num_computed / kernels::kPageTokens; }
+  // Pages that are computed, of whole units.
+  int32_t num_whole_pages(int32_t unit_tokens) const {
+    return num_computed / unit_tokens * (unit_tokens / kernels::kPageTokens);
+  }
 };
 
-// The position behind whose window pages are given back: the last page boundary, so that a window
-// snapshot can be taken there at any time. Costs no page at the peak.
-inline int64_t LiveBoundary(int64_t num_computed) {
-  return num_computed / kernels::kPageTokens * kernels::kPageTokens;
+// The position behind whose window pages are given back: the last boundary of units
+// (SchedulerLimits::unit_tokens), so that a window snapshot can be taken there at any time. Costs no
+// page at the peak.
+inline int64_t LiveBoundary(int64_t num_computed, int32_t unit_tokens) {
+  return num_computed / unit_tokens * unit_tokens;
 }
 
 // The most pages of a group that a sequence holds at any time while it grows to `tokens` by steps
-// that end at most `step_tokens` behind the page boundary they begin after.
+// that end at most `step_tokens` behind the unit boundary they begin after.
 int64_t PeakPages(const model::CacheGroup& group, int64_t tokens, int64_t step_tokens);
 
 // PeakPages of all groups in bytes.

@@ -70,9 +70,12 @@ void WritePattern(const model::SparsePattern& pattern, int32_t head,
   json->BeginArray();
   for (const int64_t layer : layers) json->Int(layer);
   json->EndArray();
-  const double visible = pattern.VisibleKeys(length - 1);
+  const double visible =
+      pattern.VisibleKeys(length - 1, model::NumericsClass::kGenerated);
   json->Field("visible_keys", visible);
   json->Field("density", visible / static_cast<double>(length));
+  // The picture then shows what some query may read.
+  json->Field("query_dependent", pattern.ranking() != nullptr);
   json->Key("rows");
   json->BeginArray();
   const int64_t cells = std::min(kCells, length);

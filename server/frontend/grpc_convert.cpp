@@ -335,8 +335,9 @@ void ToProto(const ServedModel& model, pb::Model* out) {
         const model::SparsePattern& pattern = *model.plan->patterns[segment.pattern];
         entry = out->add_patterns();
         entry->set_pattern(pattern.Describe());
-        entry->set_density_at_max_context(pattern.VisibleKeys(model.max_context - 1) /
-                                          model.max_context);
+        entry->set_density_at_max_context(
+            pattern.VisibleKeys(model.max_context - 1, model::NumericsClass::kGenerated) /
+            model.max_context);
       }
       const int32_t number = static_cast<int32_t>(layer);
       if (entry->layers_size() == 0 || entry->layers(entry->layers_size() - 1) != number) {

@@ -256,6 +256,34 @@ class InspectTest(Case):
         self.assertNotEqual(native["plan_digest"], strided["plan_digest"])
         self.assertLess(strided["density"][-1]["model"], native["density"][-1]["model"])
 
+    @needs(SMOLLM)
+    def test_query_dependent_plans_show_both_classes(self):
+        report = json.loads(run("inspect", SMOLLM, "--json", "--sparsity-profile", "quest").stdout)
+        last = report["density"][-1]
+        self.assertEqual(last["model"], 1)
+        self.assertLess(last["generated"]["model"], 0.35)
+        dense = json.loads(run("inspect", SMOLLM, "--json").stdout)
+        self.assertEqual(dense["density"][-1]["generated"]["model"], 1)
+        # Summaries cost memory: 3 rows beside 128.
+        share = report["memory"]["kv_bytes_per_sequence"] / dense["memory"]["kv_bytes_per_sequence"]
+        self.assertTrue(1.01 < share < 1.03, share)
+        text = run("inspect", SMOLLM, "--sparsity-profile", "quest").stdout
+        self.assertIn("quest(2048 tokens,sinks=1,recent=2)", text)
+        self.assertIn("Keys that a generated token sees there", text)
+
+    @needs(SMOLLM)
+    def test_bad_query_dependent_plans_name_the_rule(self):
+        for rule, part in (('{"pattern": "quest", "budget_tokens": 0}', "'budget_tokens' is 0"),
+                           ('{"pattern": "quest", "budget_token": 128}', "Did you mean"),
+                           ('{"layers": "99", "pattern": "block_topk", "fraction": 0.1}', "layer 99")):
+            with tempfile.NamedTemporaryFile("w", suffix=".json") as plan:
+                plan.write('{"layers": [%s]}' % rule)
+                plan.flush()
+                result = run("inspect", SMOLLM, "--sparsity-plan", plan.name)
+            self.assertNotEqual(result.returncode, 0)
+            self.assertIn("layers[0]", result.stderr)
+            self.assertIn(part, result.stderr)
+
     @needs(GEMMA)
     def test_context_beyond_the_model(self):
         self.assert_fails(run("inspect", GEMMA, "--context", 40000), USAGE, "32768")
@@ -302,6 +330,33 @@ class GenerateTest(Case):
                          "--max-tokens", 12)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("the country of France", result.stdout)
+
+    @needs(SMOLLM)
+    def test_query_dependent_plans(self):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = {}
+            for name, text in {
+                    "quest.json": '{"default": {"pattern": "quest", "budget_tokens": 256}}',
+                    "topk.json": '{"default": {"pattern": "block_topk", "budget_tokens": 256, "sink_pages": 1}}',
+                    "long.txt": " ".join(f"The number {i} follows the number {i - 1}." for i in range(1, 50)),
+            }.items():
+                paths[name] = os.path.join(folder, name)
+                with open(paths[name], "w") as file:
+                    file.write(text)
+            short = ("generate", SMOLLM, "Tell me the capital of France in one sentence.",
+                     "--temperature", 0, "--max-tokens", 16)
+            long = ("generate", SMOLLM, "--raw", "--file", paths["long.txt"], "--temperature", 0,
+                    "--max-tokens", 8)
+            dense = run(*short)
+            for plan in ("quest.json", "topk.json"):
+                # Within the budget nothing changes; beyond it less is read, and the text goes on.
+                result = run(*short, "--sparsity-plan", paths[plan])
+                self.assertEqual(result.stdout, dense.stdout, result.stderr)
+                result = run(*long, "--sparsity-plan", paths[plan])
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn("The number 50", result.stdout)
+                share = float(re.search(r"attention: ([0-9.]+)%", result.stderr).group(1))
+                self.assertLess(share, 99.9 if plan == "quest.json" else 70, result.stderr)
 
     @needs(SMOLLM)
     def test_values_out_of_range_are_refused(self):

@@ -238,7 +238,9 @@ TEST(EngineCore, CountsWhatARequestUsed) {
   // 209 positions were computed: the last token never is.
   EXPECT_EQ(u.kv_tokens_total, 209 * 210 / 2);
   double attended = 0;
-  for (int64_t p = 0; p < 209; ++p) attended += h.executor.AttendedKeys(p);
+  for (int64_t p = 0; p < 209; ++p) {
+    attended += h.executor.AttendedKeys(p, model::NumericsClass::kPrompt);
+  }
   EXPECT_EQ(u.kv_tokens_attended, static_cast<int64_t>(attended + 0.5));
   EXPECT_LT(u.kv_tokens_attended, u.kv_tokens_total);
   EXPECT_EQ(u.kv_bytes_peak, 4000 + 4000);

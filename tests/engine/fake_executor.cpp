@@ -39,6 +39,8 @@ FakeExecutor::FakeExecutor(const FakeExecutorOptions& options, FakeClock* clock)
   info_.model_digest = "model";
   info_.kv_dtype = "f32";
   info_.variant_lengths = options.variant_lengths;
+  info_.chunk_alignment = options.chunk_alignment;
+  info_.one_numerics_class = options.one_numerics_class;
   for (const model::CacheGroup& group : options.groups) {
     const auto pages = static_cast<int32_t>(options.kv_budget_bytes / group.page_bytes);
     info_.num_pages.push_back(pages);
@@ -46,7 +48,7 @@ FakeExecutor::FakeExecutor(const FakeExecutorOptions& options, FakeClock* clock)
   }
 }
 
-double FakeExecutor::AttendedKeys(int64_t position) const {
+double FakeExecutor::AttendedKeys(int64_t position, model::NumericsClass) const {
   double keys = 0;
   for (const model::CacheGroup& group : options_.groups) {
     const int64_t begin = group.retention.live_begin(position);
@@ -84,10 +86,24 @@ const std::vector<uint64_t>& FakeExecutor::ChainOf(const Sequence& s) {
   return chain;
 }
 
+const std::vector<uint64_t>& FakeExecutor::KeysOf(const Sequence& s) {
+  const std::vector<uint64_t>& chain = ChainOf(s);
+  std::vector<uint64_t>& keys = known_[s.id].keys;
+  const int64_t tile = options_.chunk_alignment;
+  for (auto p = static_cast<int64_t>(keys.size()); p < std::ssize(chain); ++p) {
+    const bool generated = p >= s.num_prompt;
+    const int64_t reach = generated ? p : std::min<int64_t>((p / tile + 1) * tile, s.num_prompt) - 1;
+    uint64_t key = chain[static_cast<size_t>(p)] + 5 * chain[static_cast<size_t>(reach)];
+    if (generated && !options_.one_numerics_class) key = Mix(key);
+    keys.push_back(key);
+  }
+  return keys;
+}
+
 // Everything that the run's queries see and that earlier steps wrote.
 void FakeExecutor::CheckRun(const model::ModelInput& input, size_t index, const Sequence& s) {
   const model::InputRun& run = input.runs[index];
-  const std::vector<uint64_t>& chain = ChainOf(s);
+  const std::vector<uint64_t>& keys = KeysOf(s);
   for (size_t g = 0; g < options_.groups.size(); ++g) {
     const model::Retention& retention = options_.groups[g].retention;
     const model::GroupPageTable& table = input.page_tables[g];
@@ -104,7 +120,7 @@ void FakeExecutor::CheckRun(const model::ModelInput& input, size_t index, const 
         } else {
           const uint64_t* held =
               shadow_[g].data() + static_cast<size_t>(page) * kPageTokens + j % kPageTokens;
-          if (!std::equal(held, held + (page_end - j), chain.begin() + j)) {
+          if (!std::equal(held, held + (page_end - j), keys.begin() + j)) {
             Error(StrCat("sequence ", s.id, " page ", logical, " (physical ", page, ") of group ", g,
                          " does not hold the sequence's keys, query at ", run.first_position));
           }
@@ -120,7 +136,7 @@ void FakeExecutor::CheckRun(const model::ModelInput& input, size_t index, const 
 
 void FakeExecutor::Write(const model::ModelInput& input, size_t index, const Sequence& s) {
   const model::InputRun& run = input.runs[index];
-  const std::vector<uint64_t>& chain = ChainOf(s);
+  const std::vector<uint64_t>& keys = KeysOf(s);
   const PageAllocator& allocator = *scheduler_->state().allocator;
   for (size_t i = 0; i < options_.groups.size(); ++i) {
     const auto g = static_cast<int32_t>(i);
@@ -137,7 +153,7 @@ void FakeExecutor::Write(const model::ModelInput& input, size_t index, const Seq
         Error(StrCat("sequence ", s.id, " writes to a shared page of group ", g));
       }
       shadow_[i][static_cast<size_t>(page) * kPageTokens + static_cast<size_t>(p % kPageTokens)] =
-          chain[static_cast<size_t>(p)];
+          keys[static_cast<size_t>(p)];
     }
   }
 }
@@ -155,12 +171,19 @@ absl::Status FakeExecutor::Forward(const model::ModelInput& input, model::ModelO
       if (input.token_ids[next_token++] != s.tokens[static_cast<size_t>(run.first_position + k)]) {
         Error(StrCat("sequence ", s.id, " gets a wrong token at ", run.first_position + k));
       }
-      keys += AttendedKeys(run.first_position + k);
+      keys += AttendedKeys(run.first_position + k, run.numerics);
       const bool generated = run.first_position + k >= s.num_prompt;
       if (generated != (run.numerics == model::NumericsClass::kGenerated)) {
         Error(StrCat("sequence ", s.id, " computes ", run.first_position + k,
                      " in the wrong numerics class"));
       }
+    }
+    const int32_t end = run.first_position + run.num_tokens;
+    if (run.numerics == model::NumericsClass::kPrompt &&
+        (run.first_position % options_.chunk_alignment != 0 ||
+         (end % options_.chunk_alignment != 0 && end != s.num_prompt))) {
+      Error(StrCat("sequence ", s.id, " computes ", run.first_position, " to ", end,
+                   " of its prompt, not whole tiles of ", options_.chunk_alignment));
     }
     CheckRun(input, i, s);
     num_tokens += run.num_tokens;

@@ -26,6 +26,9 @@ struct FakeExecutorOptions {
   int32_t max_context = 4096;
   int32_t max_step_tokens = 256;
   std::vector<int32_t> variant_lengths;
+  // Above 1: a prompt's keys depend on the prompt to the end of their tile of this many positions.
+  int32_t chunk_alignment = 1;
+  bool one_numerics_class = true;  // false: keys depend on their class too
   // Virtual time of a step.
   double seconds_per_step = 2e-3;
   double seconds_per_token = 1e-4;
@@ -43,7 +46,7 @@ class FakeExecutor : public Executor {
   }
 
   const ExecutorInfo& info() const override { return info_; }
-  double AttendedKeys(int64_t position) const override;
+  double AttendedKeys(int64_t position, model::NumericsClass numerics) const override;
   absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override;
   void Decommit(int32_t group, std::span<const int32_t> pages) override;
   bool healthy() const override { return healthy_; }
@@ -68,8 +71,10 @@ class FakeExecutor : public Executor {
  private:
   struct Known {  // of a sequence, extended as it grows
     std::vector<uint64_t> chain;
+    std::vector<uint64_t> keys;  // what the cache holds of each position
   };
   const std::vector<uint64_t>& ChainOf(const Sequence& sequence);
+  const std::vector<uint64_t>& KeysOf(const Sequence& sequence);
   void CheckRun(const model::ModelInput& input, size_t index, const Sequence& sequence);
   void Write(const model::ModelInput& input, size_t index, const Sequence& sequence);
   void Error(const std::string& text);

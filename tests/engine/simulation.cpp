@@ -171,6 +171,11 @@ void Simulation::Configure(uint64_t seed) {
   e.max_step_tokens = random_.Of({64, 100, 128, 256});
   e.max_context = 1024;
   if (random_.Chance(0.3)) e.variant_lengths = {200};
+  if (random_.Chance(0.3)) {
+    e.chunk_alignment = random_.Of({64, 128, 128});
+    e.max_step_tokens = std::max(e.max_step_tokens, e.chunk_alignment);
+    e.one_numerics_class = false;
+  }
   max_prompt_ = random_.Of({80, 300, 600});
   const int64_t largest = PeakBytes(e.groups, max_prompt_ + 300, e.max_step_tokens);
   e.kv_budget_bytes = static_cast<int64_t>(static_cast<double>(largest) * random_.Real(0.9, 3.0));
@@ -210,7 +215,7 @@ void Simulation::Configure(uint64_t seed) {
     prefixes_.push_back(prefix);
   }
   result_.config = StrCat("groups ", num_groups, ", budget ", e.kv_budget_bytes, " of ", largest,
-                          ", running ", o.max_running_sequences, ", step ", e.max_step_tokens,
+                          ", running ", o.max_running_sequences, ", step ", e.max_step_tokens, ", aligned ", e.chunk_alignment,
                           ", reserve ", o.reserve_tokens, ", cache ", o.prefix_cache, ", shared ",
                           o.share_generated_pages, ", interval ", o.window_snapshot_interval);
   for (const auto& g : e.groups) {
@@ -340,7 +345,9 @@ void Simulation::StepOnce() {
   ++result_.steps;
   if (result_.steps % 16 == 0) {
     // Planning has no side effects, and twice the same answer.
-    const AttendedKeysFn keys = [this](int64_t p) { return executor_->AttendedKeys(p); };
+    const AttendedKeysFn keys = [this](int64_t p, model::NumericsClass numerics) {
+      return executor_->AttendedKeys(p, numerics);
+    };
     const auto plan = [&] {
       return PlanStep(core_->scheduler().state(), core_->scheduler().limits(),
                       core_->cost_model().cost(), keys, clock_.Now());

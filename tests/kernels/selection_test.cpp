@@ -63,8 +63,6 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
   void SetUp() override {
     backend_ = MakeByName(GetParam());
     if (backend_ == nullptr) GTEST_SKIP() << "this machine has no " << GetParam();
-    const absl::Status supported = backend_->SupportsSelection();
-    if (!supported.ok()) GTEST_SKIP() << supported;
   }
 
   SelectionCase RandomCase(const std::vector<int64_t>& kv_lens) {
@@ -426,6 +424,81 @@ TEST_P(SelectionTest, WholeListsNeedNoScores) {
   }
   r.tiles.clear();
   ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));  // nothing to do
+}
+
+// Attention over lists that lie where SelectPages put them is attention over the same lists given by
+// the host, to the bit; the keys counted are the same too.
+TEST_P(SelectionTest, AttentionReadsTheListsWhereTheyAre) {
+  for (int trial = 0; trial < 8; ++trial) {
+    SelectionCase c;
+    c.kv_heads = RandomInt(1, 2);
+    c.q_heads = c.kv_heads * (trial % 2 == 0 ? 4 : 2);
+    c.dim = trial % 4 < 2 ? 128 : 64;
+    c.dtype = trial % 3 == 0 ? KvDType::kBF16 : trial % 3 == 1 ? KvDType::kF16 : KvDType::kQ8;
+    Place(c, {700 + RandomInt(0, 70), 64 * RandomInt(3, 6), 1100});
+    SCOPED_TRACE(testing::Message() << "trial " << trial << " dim " << c.dim << " heads "
+                                    << c.q_heads << "/" << c.kv_heads);
+    // A prompt's tiles, a decoded token, and a few replayed ones.
+    Request r;
+    r.list_heads = trial % 2 == 0 ? ListHeads::kPerKvHead : ListHeads::kPerQHead;
+    r.sink_pages = 1;
+    const auto add = [&](int32_t sequence, int64_t begin, int64_t end, int64_t tile) {
+      while (begin < end) {
+        const int64_t to = std::min((begin / tile + 1) * tile, end);
+        r.tiles.push_back({sequence, static_cast<int32_t>(r.rows),
+                           static_cast<int32_t>(to - begin), static_cast<int32_t>(begin)});
+        r.rows += to - begin;
+        begin = to;
+      }
+    };
+    add(0, 384, c.kv_lens[0], 128);
+    add(1, c.kv_lens[1] - 1, c.kv_lens[1], 1);
+    add(2, c.kv_lens[2] - 3, c.kv_lens[2], 1);
+    for (const QueryTile& tile : r.tiles) {
+      r.counts.push_back(static_cast<int32_t>(
+          std::min(CandidatePages(tile), ForcedPages(tile, 1, 1) + RandomInt(0, 3))));
+    }
+    r.q = Normal(r.rows * c.q_heads * c.dim);
+    Layout(c, r);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    std::vector<int32_t> list_count;
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      list_count.insert(list_count.end(), r.counts.begin(), r.counts.end());
+    }
+    const std::vector<EdgeRule> edges(r.num_lists(c));
+    const std::vector<int32_t> kv_lens(c.kv_lens.begin(), c.kv_lens.end());
+    const std::vector<uint8_t> generated = {0, 1, 1};
+    std::vector<std::vector<float>> outs;
+    std::vector<AttentionCounters> counters(2);
+    for (const bool made : {true, false}) {
+      std::vector<float> out(r.q.size(), 99.0f);
+      AttentionParams p;
+      p.q = View3(r.q, r.rows, c.q_heads, c.dim);
+      p.cache = c.cache;
+      p.page_table = c.table();
+      p.kv_lens = kv_lens.data();
+      p.generated = generated.data();
+      p.selection.list_heads = r.list_heads;
+      p.selection.num_list_heads = r.num_lists(c);
+      p.selection.num_tiles = static_cast<int32_t>(r.tiles.size());
+      p.selection.tiles = r.tiles.data();
+      p.selection.list_begin = r.list_begin.data();
+      p.selection.list_count = list_count.data();
+      p.selection.entries = r.entries.data();
+      p.selection.num_entries = static_cast<int64_t>(r.entries.size());
+      p.selection.edges = edges.data();
+      p.selection.entries_made = made;
+      p.scale = 0.1f;
+      p.out = View3(out, r.rows, c.q_heads, c.dim);
+      p.counters = &counters[made ? 0 : 1];
+      ASSERT_LS_OK(backend_->Attention(p));
+      outs.push_back(std::move(out));
+    }
+    EXPECT_TRUE(outs[0] == outs[1]);
+    EXPECT_TRUE(std::none_of(outs[0].begin(), outs[0].end(), [](float x) { return x == 99.0f; }));
+    EXPECT_EQ(counters[0].keys_visible, counters[1].keys_visible);
+    EXPECT_EQ(counters[0].keys_read, counters[1].keys_read);
+  }
 }
 
 TEST_P(SelectionTest, RefusesWhatBreaksTheContract) {

@@ -116,7 +116,9 @@ absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
   ASSIGN_OR_RETURN(d.selection.tiles, arrays_.OnDevice(s.tiles, s.num_tiles));
   ASSIGN_OR_RETURN(d.selection.list_begin, arrays_.OnDevice(s.list_begin, lists));
   ASSIGN_OR_RETURN(d.selection.list_count, arrays_.OnDevice(s.list_count, lists));
-  ASSIGN_OR_RETURN(d.selection.entries, arrays_.OnDevice(s.entries, s.num_entries));
+  if (!s.entries_made) {
+    ASSIGN_OR_RETURN(d.selection.entries, arrays_.OnDevice(s.entries, s.num_entries));
+  }
   ASSIGN_OR_RETURN(d.selection.edges, arrays_.OnDevice(s.edges, s.num_list_heads));
   ChooseKernels(p, plan);
   if (plan->tensor_cores) return SplitTiles(p, plan);

@@ -48,10 +48,34 @@ absl::Status ForRuns(const int32_t* entries, int32_t count, int64_t entry_tokens
   return absl::OkStatus();
 }
 
+// Lists of SelectPages hold the pages of their tile's rows and `count` in all.
+AttentionCounters CountMadeLists(const KvSelection& s) {
+  AttentionCounters total;
+  for (int32_t h = 0; h < s.num_list_heads; ++h) {
+    for (int32_t t = 0; t < s.num_tiles; ++t) {
+      const QueryTile& tile = s.tiles[t];
+      const int64_t count = s.list_count[int64_t{h} * s.num_tiles + t];
+      if (count == 0) continue;
+      const int64_t last = int64_t{tile.first_position} + tile.num_rows - 1;
+      total.keys_read += ((count - 1) * kPageTokens + last % kPageTokens + 1) * tile.num_rows;
+      for (int64_t i = tile.first_position; i <= last; ++i) {
+        const int64_t pages_ahead = last / kPageTokens - i / kPageTokens;
+        total.keys_visible += (count - pages_ahead - 1) * kPageTokens + i % kPageTokens + 1;
+      }
+    }
+  }
+  return total;
+}
+
 }  // namespace
 
 absl::StatusOr<AttentionCounters> CountKeys(const AttentionParams& p) {
   const KvSelection& s = p.selection;
+  if (s.entries_made) {
+    const int64_t heads = p.q.shape[1] / s.num_list_heads;
+    const AttentionCounters made = CountMadeLists(s);
+    return AttentionCounters{made.keys_visible * heads, made.keys_read * heads};
+  }
   AttentionCounters total;
   for (int32_t h = 0; h < s.num_list_heads; ++h) {
     const EdgeRule& edge = s.edges[h];
@@ -94,6 +118,14 @@ void RowLists::Set(const AttentionParams& p, const std::vector<int32_t>& from) {
   for (int32_t h = 0; h < s.num_list_heads; ++h) {
     for (size_t t = 0; t < tiles.size(); ++t) {
       const int64_t list = int64_t{h} * s.num_tiles + parents[t];
+      if (s.entries_made) {
+        // Entries are out of reach, and single rows' lists hold what the row sees.
+        const size_t at = static_cast<size_t>(h) * tiles.size() + t;
+        list_begin[at] = s.list_begin[list];
+        list_count[at] = s.list_count[list];
+        longest = std::max(longest, list_count[at]);
+        continue;
+      }
       const Sight sight(s.edges[h], tiles[t].first_position, p.kv_lens[tiles[t].sequence]);
       const auto seen = [&](int64_t at) {
         const int64_t e = s.entries[at];

@@ -663,11 +663,11 @@ TEST(Decoder, RefusesMalformedInputs) {
 TEST(Decoder, RefusesMoreLogitsThanAStepGives) {
   const TinyModel model({.name = "l", .layers = 1, .dim = 8, .vocab = 1 << 20, .tied = true});
   PagedRunner runner(&model.spec, "{}");
-  EXPECT_EQ(runner.decoder().max_logits_rows(), 64);
-  const std::vector<int32_t> tokens = RandomTokens(65, 97, 6);
-  const absl::Status status = runner.Step({{.sequence = 0, .tokens = tokens, .num_logits = 65}});
+  EXPECT_EQ(runner.decoder().max_logits_rows(), 128);
+  const std::vector<int32_t> tokens = RandomTokens(129, 97, 6);
+  const absl::Status status = runner.Step({{.sequence = 0, .tokens = tokens, .num_logits = 129}});
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("65 rows of logits; a step gives at most 64"));
+              HasSubstr("129 rows of logits; a step gives at most 128"));
 }
 
 }  // namespace

@@ -19,10 +19,15 @@ std::vector<CacheGroup> Groups(kernels::KvDType dtype) {
        .layers = {0, 2, 4},
        .num_kv_heads = 1,
        .head_dim = 128},
+      {.name = "ranked",
+       .retention = {},
+       .layers = {5},
+       .num_kv_heads = 3,
+       .head_dim = 40,
+       .summaries = true},
   };
   for (CacheGroup& g : groups) {
-    g.page_bytes = 2 * static_cast<int64_t>(g.layers.size()) * g.num_kv_heads *
-                   kernels::KvHeadPageBytes(dtype, g.head_dim);
+    g.page_bytes = static_cast<int64_t>(g.layers.size()) * LayerPageBytes(g, dtype);
   }
   return groups;
 }
@@ -35,30 +40,41 @@ struct Fixture {
     cache =
         *KvCache::Create(backend.get(), Groups(dtype), {.dtype = dtype, .budget_bytes = budget});
   }
-  char* Page(int32_t group, int32_t layer, bool v, int32_t page) {
+  // Part 0: K, 1: V, 2: summaries.
+  char* Page(int32_t group, int32_t layer, int part, int32_t page) {
     const kernels::PagedKv view = cache->View(group, layer);
-    return static_cast<char*>(v ? view.v : view.k) + page * view.page_stride;
+    void* const parts[] = {view.k, view.v, view.summaries};
+    return static_cast<char*>(parts[part]) + page * view.page_stride;
+  }
+  size_t PartBytes(int32_t group, int32_t layer, int part) {
+    const kernels::PagedKv view = cache->View(group, layer);
+    return static_cast<size_t>(
+        view.num_heads * (part < 2 ? view.head_stride
+                                   : kernels::PageSummaryBytes(view.dtype, view.head_dim)));
+  }
+  int NumParts(int32_t group) const {
+    return cache->groups()[static_cast<size_t>(group)].summaries ? 3 : 2;
   }
 };
 
 class KvCacheTest : public ::testing::TestWithParam<kernels::KvDType> {};
 
-// Every (group, layer, k or v, page) has bytes of its own inside the reservation.
+// Every (group, layer, part, page) has bytes of its own inside the reservation.
 TEST_P(KvCacheTest, PagesDoNotOverlap) {
   Fixture f(GetParam());
-  for (int32_t g = 0; g < 2; ++g) {
+  for (int32_t g = 0; g < 3; ++g) {
     const CacheGroup& group = f.cache->groups()[static_cast<size_t>(g)];
     EXPECT_EQ(f.cache->num_pages(g), (4 << 20) / group.page_bytes);
     unsigned char tag = 1;
-    const auto bytes = static_cast<size_t>(f.cache->View(g, group.layers[0]).page_stride);
-    EXPECT_EQ(static_cast<int64_t>(bytes) * 2 * static_cast<int64_t>(group.layers.size()),
-              group.page_bytes);
+    const kernels::PagedKv view = f.cache->View(g, group.layers[0]);
+    EXPECT_EQ(view.page_stride * static_cast<int64_t>(group.layers.size()), group.page_bytes);
     for (const bool check : {false, true}) {
       tag = 1;
       for (const int32_t layer : group.layers) {
-        for (const bool v : {false, true}) {
+        for (int part = 0; part < f.NumParts(g); ++part) {
+          const size_t bytes = f.PartBytes(g, layer, part);
           for (int32_t p = 0; p < f.cache->num_pages(g); ++p, ++tag) {
-            char* page = f.Page(g, layer, v, p);
+            char* page = f.Page(g, layer, part, p);
             if (!check) {
               std::memset(page, tag, bytes);
             } else {
@@ -76,16 +92,21 @@ TEST_P(KvCacheTest, PagesDoNotOverlap) {
 
 TEST_P(KvCacheTest, CopiesAPageOfEveryLayer) {
   Fixture f(GetParam());
-  const auto bytes = static_cast<size_t>(f.cache->View(1, 0).page_stride);
-  for (const int32_t layer : {0, 2, 4}) {
-    std::memset(f.Page(1, layer, false, 3), 10 + layer, bytes);
-    std::memset(f.Page(1, layer, true, 3), 20 + layer, bytes);
-  }
-  ASSERT_TRUE(f.cache->CopyPage(1, 3, 1).ok());
-  for (const int32_t layer : {0, 2, 4}) {
-    EXPECT_EQ(f.Page(1, layer, false, 1)[bytes - 1], 10 + layer);
-    EXPECT_EQ(f.Page(1, layer, true, 1)[0], 20 + layer);
-    EXPECT_EQ(f.Page(1, layer, true, 2)[0], 0);
+  for (int32_t g = 0; g < 3; ++g) {
+    for (const int32_t layer : f.cache->groups()[static_cast<size_t>(g)].layers) {
+      for (int part = 0; part < f.NumParts(g); ++part) {
+        std::memset(f.Page(g, layer, part, 3), 10 * part + layer + 1, f.PartBytes(g, layer, part));
+      }
+    }
+    ASSERT_TRUE(f.cache->CopyPage(g, 3, 1).ok());
+    for (const int32_t layer : f.cache->groups()[static_cast<size_t>(g)].layers) {
+      for (int part = 0; part < f.NumParts(g); ++part) {
+        const size_t bytes = f.PartBytes(g, layer, part);
+        EXPECT_EQ(f.Page(g, layer, part, 1)[0], 10 * part + layer + 1);
+        EXPECT_EQ(f.Page(g, layer, part, 1)[bytes - 1], 10 * part + layer + 1);
+        EXPECT_EQ(f.Page(g, layer, part, 2)[0], 0);
+      }
+    }
   }
 }
 
@@ -95,15 +116,15 @@ INSTANTIATE_TEST_SUITE_P(DTypes, KvCacheTest,
                          [](const auto& info) { return kernels::KvDTypeName(info.param); });
 
 TEST(KvCache, DecommittedPagesReadAsZerosAndOthersStay) {
-  Fixture f(kernels::KvDType::kF16);  // 16 KiB a page: whole system pages
+  Fixture f(kernels::KvDType::kF16);  // 32 KiB a page: whole system pages
   const auto bytes = static_cast<size_t>(f.cache->View(0, 1).page_stride);
-  for (int32_t p = 0; p < 6; ++p) std::memset(f.Page(0, 3, true, p), 7, bytes);
+  for (int32_t p = 0; p < 6; ++p) std::memset(f.Page(0, 3, 0, p), 7, bytes);
   const std::vector<int32_t> pages = {1, 2, 4};
   f.cache->Decommit(0, pages);
   for (int32_t p = 0; p < 6; ++p) {
     const int expected = p == 1 || p == 2 || p == 4 ? 0 : 7;
-    EXPECT_EQ(f.Page(0, 3, true, p)[0], expected) << p;
-    EXPECT_EQ(f.Page(0, 3, true, p)[bytes - 1], expected) << p;
+    EXPECT_EQ(f.Page(0, 3, 0, p)[0], expected) << p;
+    EXPECT_EQ(f.Page(0, 3, 0, p)[bytes - 1], expected) << p;
   }
 }
 
@@ -113,7 +134,7 @@ TEST(KvCache, RefusesABudgetBelowOnePageOfEachGroup) {
       KvCache::Create(backend.get(), Groups(kernels::KvDType::kF16), {.budget_bytes = 1000});
   EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(cache.status().message()), HasSubstr("1000 bytes"));
-  EXPECT_THAT(std::string(cache.status().message()), HasSubstr("163840"));
+  EXPECT_THAT(std::string(cache.status().message()), HasSubstr("195328"));
 }
 
 TEST(PagesNeeded, CountsWhatAWindowHolds) {

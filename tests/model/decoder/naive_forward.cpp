@@ -207,7 +207,7 @@ Row MixtureMlp(const MlpSpec& mlp, const LayerWeights& w, const Row& h) {
 }
 
 Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visible& visible,
-                     int32_t rope_variant) {
+                     int32_t rope_variant, const Watch& watch) {
   const AttentionSpec& a = spec.layers[static_cast<size_t>(l)].attention;
   const LayerWeights& w = spec.layers[static_cast<size_t>(l)].weights;
   Rows queries, keys, values;
@@ -222,6 +222,7 @@ Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visi
     keys.push_back(std::move(k));
     values.push_back(MatVec(w.wv, h[t], w.bv));
   }
+  if (watch) watch(l, queries, keys);
   Rows out;
   for (size_t t = 0; t < h.size(); ++t) {
     Row attended(queries[t].size());
@@ -254,7 +255,7 @@ bool NativeVisible(const ModelSpec& spec, int32_t layer, int64_t i, int64_t j) {
 }
 
 NaiveOutput NaiveForward(const ModelSpec& spec, const std::vector<int32_t>& tokens,
-                         const Visible& visible, int32_t rope_variant) {
+                         const Visible& visible, int32_t rope_variant, const Watch& watch) {
   Rows x;
   for (const int32_t id : tokens) {
     const float* row = spec.embedding.row<float>(id);
@@ -267,7 +268,8 @@ NaiveOutput NaiveForward(const ModelSpec& spec, const std::vector<int32_t>& toke
     const LayerWeights& w = layer.weights;
     Rows h;
     for (const Row& r : x) h.push_back(Normed(spec, r, w.attn_norm, w.attn_norm_bias));
-    const Rows attended = AttentionBranch(spec, static_cast<int32_t>(l), h, visible, rope_variant);
+    const Rows attended =
+        AttentionBranch(spec, static_cast<int32_t>(l), h, visible, rope_variant, watch);
     for (size_t t = 0; t < x.size(); ++t) {
       Add(spec, w.post_attn_norm, attended[t], &x[t]);
       const Row input =

@@ -20,8 +20,12 @@ struct NaiveOutput {
 // visible(layer, head, i, j): whether the query at i reads the key at j.
 using Visible = std::function<bool(int32_t, int32_t, int64_t, int64_t)>;
 
+// Sees a layer's queries and keys ([tokens][heads * head_dim]) before `visible` is asked about it.
+using Watch = std::function<void(int32_t layer, const Rows& queries, const Rows& keys)>;
+
 NaiveOutput NaiveForward(const ModelSpec& spec, const std::vector<int32_t>& tokens,
-                         const Visible& visible, int32_t rope_variant = 0);
+                         const Visible& visible, int32_t rope_variant = 0,
+                         const Watch& watch = nullptr);
 
 // What the checkpoint itself says.
 bool NativeVisible(const ModelSpec& spec, int32_t layer, int64_t i, int64_t j);

@@ -127,7 +127,8 @@ class PagedRunner {
 
   // The prompt in pieces of `chunk` tokens (the last may be shorter), logits of every position.
   FloatRows Prefill(int sequence, const std::vector<int32_t>& tokens, int32_t chunk,
-                    uint8_t rope_variant = 0) {
+                    uint8_t rope_variant = 0,
+                    NumericsClass numerics = NumericsClass::kPrompt) {
     FloatRows all;
     for (size_t at = 0; at < tokens.size();) {
       const size_t count = std::min(static_cast<size_t>(chunk), tokens.size() - at);
@@ -136,7 +137,8 @@ class PagedRunner {
       const absl::Status status = Step({{.sequence = sequence,
                                          .tokens = part,
                                          .num_logits = static_cast<int32_t>(count),
-                                         .rope_variant = rope_variant}});
+                                         .rope_variant = rope_variant,
+                                         .numerics = numerics}});
       EXPECT_TRUE(status.ok()) << status;
       all.insert(all.end(), logits.begin(), logits.end());
       at += count;
@@ -144,11 +146,23 @@ class PagedRunner {
     return all;
   }
 
+  // A new sequence that begins with the first `tokens` (whole pages) of another one, as a prefix hit
+  // does. Groups must keep everything; `from` must outlive it.
+  void Share(int from, int sequence, int32_t tokens) {
+    Sequence& s = sequences_[sequence];
+    const auto pages = static_cast<size_t>(tokens / kernels::kPageTokens);
+    for (const auto& held : sequences_[from].pages) {
+      s.pages.emplace_back(held.begin(), held.begin() + static_cast<std::ptrdiff_t>(pages));
+    }
+    s.length = tokens;
+    s.borrowed = pages;
+  }
+
   void Drop(int sequence) {
     Sequence& s = sequences_[sequence];
     for (size_t g = 0; g < s.pages.size(); ++g) {
-      for (const int32_t page : s.pages[g]) {
-        if (page != kernels::kNoPage) free_[g].push_back(page);
+      for (size_t p = s.borrowed; p < s.pages[g].size(); ++p) {
+        if (s.pages[g][p] != kernels::kNoPage) free_[g].push_back(s.pages[g][p]);
       }
     }
     sequences_.erase(sequence);
@@ -167,6 +181,7 @@ class PagedRunner {
  private:
   struct Sequence {
     int32_t length = 0;
+    size_t borrowed = 0;                      // first pages, which belong to another sequence
     std::vector<std::vector<int32_t>> pages;  // [group][logical page]
   };
 
@@ -195,9 +210,8 @@ class PagedRunner {
         for (const int32_t layer : plan_.groups[g].layers) {
           if (backend_->device() != kernels::Device::kCpu) break;  // its memory is out of reach
           const kernels::PagedKv view = cache_->View(static_cast<int32_t>(g), layer);
+          // A page's K, V and summaries follow each other.
           std::memset(static_cast<char*>(view.k) + page * view.page_stride, 0xff,
-                      static_cast<size_t>(view.page_stride));
-          std::memset(static_cast<char*>(view.v) + page * view.page_stride, 0xff,
                       static_cast<size_t>(view.page_stride));
         }
         free_[g].insert(free_[g].begin(), page);

@@ -1,0 +1,57 @@
+#include "kernels/cuda/selection/run_selection.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/selection/selection.h"
+
+namespace longstride::kernels::cuda {
+namespace {
+
+constexpr int64_t kMaxScores = int64_t{16} << 20;  // of one launch: 64 MiB
+
+}  // namespace
+
+absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
+                               DeviceContext& context) {
+  PageSummaryParams d = p;
+  ASSIGN_OR_RETURN(d.page_ids, arrays.OnDevice(p.page_ids, p.num_pages));
+  ASSIGN_OR_RETURN(d.counts, arrays.OnDevice(p.counts, p.num_pages));
+  return context.Check(LaunchSummarizePages(d, context.stream()), "SummarizePages");
+}
+
+absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
+                            DeviceContext& context) {
+  const int64_t heads = p.q.shape[1];
+  const int64_t list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
+  SelectLaunch launch{.one_row = true};
+  for (int32_t t = 0; t < p.num_tiles; ++t) {
+    launch.max_pages = std::max(launch.max_pages, CandidatePages(p.tiles[t]));
+    launch.one_row = launch.one_row && p.tiles[t].num_rows == 1;
+  }
+  if (p.num_tiles == 0) return absl::OkStatus();
+  SelectPagesParams d = p;
+  ASSIGN_OR_RETURN(d.tiles, arrays.OnDevice(p.tiles, p.num_tiles));
+  ASSIGN_OR_RETURN(d.counts, arrays.OnDevice(p.counts, p.num_tiles));
+  ASSIGN_OR_RETURN(d.list_begin, arrays.OnDevice(p.list_begin, list_heads * p.num_tiles));
+  ASSIGN_OR_RETURN(d.page_table.pages,
+                   arrays.OnDevice(p.page_table.pages,
+                                   p.page_table.num_sequences * p.page_table.stride));
+  const auto at_once = static_cast<int32_t>(std::clamp<int64_t>(
+      kMaxScores / (list_heads * launch.max_pages), 1, std::min(p.num_tiles, 32768)));
+  for (int32_t t = 0; t < p.num_tiles; t += at_once) {
+    launch.first_tile = t;
+    launch.num_tiles = std::min(at_once, p.num_tiles - t);
+    Scratch scratch(context);
+    ASSIGN_OR_RETURN(launch.scores,
+                     scratch.Take<float>(list_heads * launch.num_tiles * launch.max_pages));
+    if (!launch.one_row) {
+      ASSIGN_OR_RETURN(launch.pooled, scratch.Take<float>(launch.num_tiles * heads *
+                                                          int64_t{p.cache.head_dim}));
+    }
+    RETURN_IF_ERROR(
+        context.Check(LaunchSelectPages(d, launch, context.stream()), "SelectPages"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace longstride::kernels::cuda

@@ -1,0 +1,16 @@
+// The backend's SummarizePages and SelectPages: arrays to the device, scratch, launches.
+#pragma once
+
+#include "config/base/status.h"
+#include "kernels/cuda/device/context.h"
+#include "kernels/cuda/device/step_arrays.h"
+#include "kernels/op_params.h"
+
+namespace longstride::kernels::cuda {
+
+absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
+                               DeviceContext& context);
+absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
+                            DeviceContext& context);
+
+}  // namespace longstride::kernels::cuda

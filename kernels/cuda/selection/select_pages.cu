@@ -1,0 +1,307 @@
+// Computes SelectPages (op_params.h) in three launches: the mean query of each tile (where tiles have
+// more than one row), the score of every candidate page, and the best of them as an ascending list.
+//
+// Scores: a warp for each page, its lanes over the channels, all query heads of the list at once; bound
+// by the summaries' bytes. Lists: a block for each; the threshold score comes from a radix selection of
+// 8 bits at a time over the scores as ordered integers, then one pass in page order writes what is above
+// it and the first of what equals it. The order of no reduction depends on the grid. Arch: any.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/device/math.cuh"
+#include "kernels/cuda/selection/selection.h"
+
+namespace longstride::kernels::cuda {
+namespace {
+
+constexpr int kScoreThreads = 256;
+constexpr int kPagesOfBlock = 64;
+constexpr int kHeadsAtOnce = 8;
+constexpr int kListThreads = 512;
+constexpr uint32_t kAll = 0xffffffffu;
+
+struct SelectShape {
+  SelectPagesParams p;
+  SelectLaunch launch;
+  int32_t list_heads, heads_per_list;
+  int32_t group;  // query heads of a KV head
+};
+
+__device__ int32_t Candidates(const QueryTile& t) {
+  return (t.first_position + t.num_rows - 1) / kPageTokens + 1;
+}
+// Pages from here on are taken anyway.
+__device__ int32_t TailBegin(const QueryTile& t, int32_t recent) {
+  const int32_t pages = Candidates(t);
+  const int32_t own = pages - t.first_position / kPageTokens;
+  return max(0, pages - max(own, recent));
+}
+
+__global__ void PoolKernel(const SelectShape s) {
+  const QueryTile tile = s.p.tiles[s.launch.first_tile + blockIdx.x];
+  const int32_t dim = s.p.cache.head_dim;
+  const int64_t heads = s.p.q.shape[1];
+  const float* q = static_cast<const float*>(s.p.q.data) + tile.row_begin * s.p.q.strides[0] +
+                   blockIdx.y * s.p.q.strides[1];
+  float* out = s.launch.pooled + (blockIdx.x * heads + blockIdx.y) * dim;
+  for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim;
+       d += static_cast<int32_t>(blockDim.x)) {
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int32_t r = 0; r < tile.num_rows; ++r) sum += q[r * s.p.q.strides[0] + d];
+    out[d] = __fdiv_rn(sum, static_cast<float>(tile.num_rows));
+  }
+}
+
+// Four channels of a summary row.
+__device__ void Load4(const float* p, float (&v)[4]) {
+  const float4 x = *reinterpret_cast<const float4*>(p);
+  v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+}
+__device__ void Load4(const __half* p, float (&v)[4]) {
+  const uint2 x = *reinterpret_cast<const uint2*>(p);
+  const float2 lo = __half22float2(*reinterpret_cast<const __half2*>(&x.x));
+  const float2 hi = __half22float2(*reinterpret_cast<const __half2*>(&x.y));
+  v[0] = lo.x, v[1] = lo.y, v[2] = hi.x, v[3] = hi.y;
+}
+__device__ void Load4(const __nv_bfloat16* p, float (&v)[4]) {
+  const uint2 x = *reinterpret_cast<const uint2*>(p);
+  v[0] = __uint_as_float(x.x << 16), v[1] = __uint_as_float(x.x & 0xffff0000u);
+  v[2] = __uint_as_float(x.y << 16), v[3] = __uint_as_float(x.y & 0xffff0000u);
+}
+__device__ float Value(float x) { return x; }
+__device__ float Value(__half x) { return __half2float(x); }
+__device__ float Value(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// Channels [d, d + 4) of a row of `dim`; those beyond it are zero.
+template <typename T>
+__device__ void LoadChannels(const T* row, int32_t d, int32_t dim, bool whole, float (&v)[4]) {
+  if (whole) {
+    Load4(row + d, v);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = d + i < dim ? Value(row[d + i]) : 0.0f;
+}
+
+// Scores of pages [first, end) of one list: block (pages, list head, tile).
+template <typename T, PageScore kKind>
+__global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s) {
+  extern __shared__ float queries[];  // [heads_per_list, padded dim]
+  const int32_t local = static_cast<int32_t>(blockIdx.z);
+  const int32_t tile_index = s.launch.first_tile + local;
+  const int32_t list_head = static_cast<int32_t>(blockIdx.y);
+  const QueryTile tile = s.p.tiles[tile_index];
+  if (s.p.counts[tile_index] == Candidates(tile)) return;
+  const int32_t tail = TailBegin(tile, s.p.recent_pages);
+  const int32_t first = static_cast<int32_t>(blockIdx.x) * kPagesOfBlock;
+  if (first >= tail) return;
+  const int32_t dim = s.p.cache.head_dim, padded = (dim + 3) / 4 * 4;
+  const int32_t heads = s.heads_per_list;
+  const int64_t first_head = static_cast<int64_t>(list_head) * heads;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < heads * padded; i += kScoreThreads) {
+    const int32_t h = i / padded, d = i % padded;
+    float x = 0.0f;
+    if (d < dim) {
+      x = s.launch.one_row
+              ? static_cast<const float*>(s.p.q.data)[tile.row_begin * s.p.q.strides[0] +
+                                                      (first_head + h) * s.p.q.strides[1] + d]
+              : s.launch.pooled[(local * s.p.q.shape[1] + first_head + h) * dim + d];
+    }
+    queries[i] = x;
+  }
+  __syncthreads();
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+  const int32_t* pages = s.p.page_table.pages + tile.sequence * s.p.page_table.stride;
+  const int64_t kv_head = first_head / s.group;
+  float* scores = s.launch.scores +
+                  (static_cast<int64_t>(list_head) * s.launch.num_tiles + local) *
+                      s.launch.max_pages;
+  const bool aligned = dim % 4 == 0;
+  for (int32_t page = first + warp; page < min(tail, first + kPagesOfBlock);
+       page += kScoreThreads / 32) {
+    const int32_t id = pages[page];
+    float best = NegativeInfinity();
+    if (id >= 0 && id < s.p.cache.num_pages) {
+      const T* rows = reinterpret_cast<const T*>(static_cast<const char*>(s.p.cache.summaries) +
+                                                 id * s.p.cache.page_stride) +
+                      kv_head * kSummaryRows * dim;
+      for (int32_t h0 = 0; h0 < heads; h0 += kHeadsAtOnce) {
+        float acc[kHeadsAtOnce] = {};
+        for (int32_t d = lane * 4; d < dim; d += 128) {
+          float a[4], b[4];
+          LoadChannels(rows + (kKind == PageScore::kMean ? 2 * dim : 0), d, dim, aligned, a);
+          if constexpr (kKind == PageScore::kBound) LoadChannels(rows + dim, d, dim, aligned, b);
+#pragma unroll
+          for (int h = 0; h < kHeadsAtOnce; ++h) {
+            if (h0 + h >= heads) break;
+            const float4 q = *reinterpret_cast<const float4*>(queries + (h0 + h) * padded + d);
+            const float x[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              acc[h] += kKind == PageScore::kMean ? x[i] * a[i] : fmaxf(x[i] * a[i], x[i] * b[i]);
+            }
+          }
+        }
+#pragma unroll
+        for (int h = 0; h < kHeadsAtOnce; ++h) {
+          if (h0 + h >= heads) break;
+          float score = acc[h];
+#pragma unroll
+          for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(kAll, score, step);
+          if (score > best) best = score;
+        }
+      }
+    }
+    if (lane == 0) scores[page] = best + 0.0f;  // -0 becomes +0: they are equal scores
+  }
+}
+
+// Larger scores are larger integers.
+__device__ uint32_t KeyOf(float score) {
+  const uint32_t bits = __float_as_uint(score);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// Exclusive sum of `mine` over the block; *total is the sum of all.
+__device__ int32_t BlockScan(int32_t mine, int32_t* warps, int32_t* total) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  int32_t sum = mine;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int32_t other = __shfl_up_sync(kAll, sum, step);
+    if (lane >= step) sum += other;
+  }
+  __syncthreads();  // who still reads the sums of the last call
+  if (lane == 31) warps[warp] = sum;
+  __syncthreads();
+  int32_t before = 0, all = 0;
+  for (int w = 0; w < kListThreads / 32; ++w) {
+    if (w < warp) before += warps[w];
+    all += warps[w];
+  }
+  *total = all;
+  return before + sum - mine;
+}
+
+__global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) {
+  __shared__ int32_t bins[256];
+  __shared__ int32_t warps[kListThreads / 32];
+  __shared__ uint32_t chosen_digit;
+  __shared__ int32_t chosen_above;
+  const int32_t local = static_cast<int32_t>(blockIdx.x);
+  const int32_t tile_index = s.launch.first_tile + local;
+  const int64_t list = static_cast<int64_t>(blockIdx.y) * s.p.num_tiles + tile_index;
+  const QueryTile tile = s.p.tiles[tile_index];
+  const int32_t count = s.p.counts[tile_index], pages = Candidates(tile);
+  const int thread = static_cast<int>(threadIdx.x);
+  int32_t* out = s.p.entries + s.p.list_begin[list];
+  if (count == pages) {
+    for (int32_t i = thread; i < pages; i += kListThreads) out[i] = i;
+    return;
+  }
+  const int32_t tail = TailBegin(tile, s.p.recent_pages);
+  const int32_t sinks = min(s.p.sink_pages, tail);
+  int32_t wanted = count - sinks - (pages - tail);
+  for (int32_t i = thread; i < sinks; i += kListThreads) out[i] = i;
+  for (int32_t i = thread; i < pages - tail; i += kListThreads) {
+    out[count - (pages - tail) + i] = tail + i;
+  }
+  if (wanted <= 0) return;
+  const float* scores =
+      s.launch.scores + (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) *
+                            s.launch.max_pages;
+  // The wanted-th largest key, 8 bits at a time; `wanted` becomes how many of the equal ones to take.
+  uint32_t prefix = 0;
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    for (int i = thread; i < 256; i += kListThreads) bins[i] = 0;
+    __syncthreads();
+    for (int32_t i = sinks + thread; i < tail; i += kListThreads) {
+      const uint32_t key = KeyOf(scores[i]);
+      if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&bins[(key >> shift) & 255u], 1);
+    }
+    __syncthreads();
+    // Thread t < 256 looks at digit 255 - t: keys above it come first.
+    const int32_t mine = thread < 256 ? bins[255 - thread] : 0;
+    int32_t total;
+    const int32_t above = BlockScan(mine, warps, &total);
+    if (above < wanted && wanted <= above + mine) {
+      chosen_digit = static_cast<uint32_t>(255 - thread);
+      chosen_above = above;
+    }
+    __syncthreads();
+    prefix = prefix << 8 | chosen_digit;
+    wanted -= chosen_above;
+    __syncthreads();
+  }
+  // In page order: everything above the threshold, and the first `wanted` that equal it.
+  int32_t written = sinks, equals = 0;
+  for (int32_t base = sinks; base < tail; base += kListThreads) {
+    const int32_t page = base + thread;
+    const uint32_t key = page < tail ? KeyOf(scores[page]) : 0;
+    const bool equal = page < tail && key == prefix;
+    int32_t total;
+    const int32_t rank = equals + BlockScan(equal ? 1 : 0, warps, &total);
+    equals += total;
+    const bool take = page < tail && (key > prefix || (equal && rank < wanted));
+    const int32_t at = written + BlockScan(take ? 1 : 0, warps, &total);
+    written += total;
+    if (take) out[at] = page;
+  }
+}
+
+template <typename T>
+cudaError_t LaunchScores(const SelectShape& s, dim3 blocks, int shared, cudaStream_t stream) {
+  const auto kernel = s.p.score == PageScore::kMean ? ScoreKernel<T, PageScore::kMean>
+                                                    : ScoreKernel<T, PageScore::kBound>;
+  if (shared > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<blocks, kScoreThreads, static_cast<size_t>(shared), stream>>>(s);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& launch,
+                              cudaStream_t stream) {
+  if (launch.num_tiles == 0) return cudaSuccess;
+  SelectShape s;
+  s.p = p;
+  s.launch = launch;
+  const auto heads = static_cast<int32_t>(p.q.shape[1]);
+  s.group = heads / p.cache.num_heads;
+  s.list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
+  s.heads_per_list = heads / s.list_heads;
+  const auto tiles = static_cast<unsigned>(launch.num_tiles);
+  const auto lists = static_cast<unsigned>(s.list_heads);
+  if (!launch.one_row) {
+    PoolKernel<<<dim3(tiles, static_cast<unsigned>(heads)), 128, 0, stream>>>(s);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) return error;
+  }
+  const dim3 blocks(static_cast<unsigned>((launch.max_pages + kPagesOfBlock - 1) / kPagesOfBlock),
+                    lists, tiles);
+  const int shared = s.heads_per_list * ((p.cache.head_dim + 3) / 4 * 4) * 4;
+  cudaError_t error = cudaSuccess;
+  switch (p.cache.dtype) {
+    case KvDType::kF16:
+      error = LaunchScores<__half>(s, blocks, shared, stream);
+      break;
+    case KvDType::kBF16:
+      error = LaunchScores<__nv_bfloat16>(s, blocks, shared, stream);
+      break;
+    case KvDType::kF32:
+    case KvDType::kQ8:
+      error = LaunchScores<float>(s, blocks, shared, stream);
+      break;
+  }
+  if (error != cudaSuccess) return error;
+  ListKernel<<<dim3(tiles, lists), kListThreads, 0, stream>>>(s);
+  return cudaGetLastError();
+}
+
+}  // namespace longstride::kernels::cuda

@@ -1,0 +1,31 @@
+// Page summaries and lists of pages made from queries, on the GPU: nothing of it returns to the host.
+// What the ops mean: PageSummaryParams and SelectPagesParams (kernels/op_params.h). Arrays and tensors
+// of the params are in device memory; launches are asynchronous.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/op_params.h"
+
+namespace longstride::kernels::cuda {
+
+// Entries of kNoPage are padding.
+cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream);
+
+// What the host knows of a SelectPages call beside its params.
+struct SelectLaunch {
+  int32_t first_tile = 0, num_tiles = 0;  // that this launch makes lists for
+  int64_t max_pages = 0;                  // the most candidates of any tile
+  bool one_row = false;                   // every tile has one row
+  float* pooled = nullptr;  // [num_tiles, query heads, head_dim], where one_row is false
+  float* scores = nullptr;  // [list heads, num_tiles, max_pages]
+};
+
+// A candidate whose page the sequence does not hold ranks last. The page tables that reach this op
+// were checked on the host.
+cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& launch,
+                              cudaStream_t stream);
+
+}  // namespace longstride::kernels::cuda

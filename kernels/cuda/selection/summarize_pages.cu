@@ -1,0 +1,83 @@
+// Computes SummarizePages (op_params.h): minimum, maximum and mean of the keys of whole or begun pages.
+// A block for each head of each page, a thread for each channel; slots in ascending order, so that the
+// sum is the reference's to the bit. Bound: memory (64 rows a page). Arch: any.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/selection/selection.h"
+
+namespace longstride::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+__device__ float KeyOf(const __half* page, int32_t slot, int32_t dim, int32_t d) {
+  return __half2float(page[static_cast<int64_t>(slot) * dim + d]);
+}
+__device__ float KeyOf(const __nv_bfloat16* page, int32_t slot, int32_t dim, int32_t d) {
+  return __bfloat162float(page[static_cast<int64_t>(slot) * dim + d]);
+}
+__device__ float KeyOf(const float* page, int32_t slot, int32_t dim, int32_t d) {
+  return page[static_cast<int64_t>(slot) * dim + d];
+}
+// kQ8: codes, then a scale for each slot.
+__device__ float KeyOf(const int8_t* page, int32_t slot, int32_t dim, int32_t d) {
+  const auto* scales = reinterpret_cast<const float*>(page + static_cast<int64_t>(kPageTokens) * dim);
+  return __fmul_rn(static_cast<float>(page[static_cast<int64_t>(slot) * dim + d]), scales[slot]);
+}
+
+__device__ void Put(__half* row, int32_t d, float value) { row[d] = __float2half_rn(value); }
+__device__ void Put(__nv_bfloat16* row, int32_t d, float value) {
+  row[d] = __float2bfloat16_rn(value);
+}
+__device__ void Put(float* row, int32_t d, float value) { row[d] = value; }
+
+template <typename Key, typename Out>
+__global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryParams p) {
+  const int32_t page = p.page_ids[blockIdx.x];
+  if (page < 0) return;
+  const int32_t dim = p.cache.head_dim, count = p.counts[blockIdx.x];
+  const int64_t at = page * p.cache.page_stride;
+  const auto* keys = reinterpret_cast<const Key*>(static_cast<const char*>(p.cache.k) + at +
+                                                  blockIdx.y * p.cache.head_stride);
+  auto* out = reinterpret_cast<Out*>(static_cast<char*>(p.cache.summaries) + at) +
+              static_cast<int64_t>(blockIdx.y) * kSummaryRows * dim;
+  for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kThreads) {
+    float min = KeyOf(keys, 0, dim, d);
+    float max = min, sum = min;
+#pragma unroll 8
+    for (int32_t slot = 1; slot < count; ++slot) {
+      const float key = KeyOf(keys, slot, dim, d);
+      min = key < min ? key : min;
+      max = key > max ? key : max;
+      sum = __fadd_rn(sum, key);
+    }
+    Put(out, d, min);
+    Put(out + dim, d, max);
+    Put(out + 2 * dim, d, __fdiv_rn(sum, static_cast<float>(count)));
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream) {
+  if (p.num_pages == 0) return cudaSuccess;
+  const dim3 blocks(static_cast<unsigned>(p.num_pages), static_cast<unsigned>(p.cache.num_heads));
+  switch (p.cache.dtype) {
+    case KvDType::kF32:
+      SummarizeKernel<float, float><<<blocks, kThreads, 0, stream>>>(p);
+      break;
+    case KvDType::kF16:
+      SummarizeKernel<__half, __half><<<blocks, kThreads, 0, stream>>>(p);
+      break;
+    case KvDType::kBF16:
+      SummarizeKernel<__nv_bfloat16, __nv_bfloat16><<<blocks, kThreads, 0, stream>>>(p);
+      break;
+    case KvDType::kQ8:
+      SummarizeKernel<int8_t, float><<<blocks, kThreads, 0, stream>>>(p);
+      break;
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace longstride::kernels::cuda

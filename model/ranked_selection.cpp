@@ -1,0 +1,76 @@
+#include "model/ranked_selection.h"
+
+#include <algorithm>
+
+namespace longstride::model {
+
+void RankedSelection::Set(const SelectionBuilder& chosen) {
+  ranked_ = chosen.tiles;
+  tiles_ = chosen.tiles;
+  counts_ = chosen.list_count;
+  MakeLists(chosen);
+}
+
+void RankedSelection::SetWanted(const SelectionBuilder& chosen, std::span<const int32_t> wanted) {
+  ranked_.clear();
+  tiles_.clear();
+  counts_.clear();
+  for (size_t t = 0; t < chosen.tiles.size(); ++t) {
+    const kernels::QueryTile& tile = chosen.tiles[t];
+    const auto begin = std::lower_bound(wanted.begin(), wanted.end(), tile.row_begin);
+    const auto end = std::lower_bound(begin, wanted.end(), tile.row_begin + tile.num_rows);
+    if (begin == end) continue;
+    // A run's wanted rows are its last ones, so they are consecutive here too.
+    ranked_.push_back(tile);
+    tiles_.push_back({.sequence = tile.sequence,
+                      .row_begin = static_cast<int32_t>(begin - wanted.begin()),
+                      .num_rows = static_cast<int32_t>(end - begin),
+                      .first_position = tile.first_position + *begin - tile.row_begin});
+    counts_.push_back(chosen.list_count[t]);
+  }
+  MakeLists(chosen);
+}
+
+void RankedSelection::MakeLists(const SelectionBuilder& chosen) {
+  query_tile_ = chosen.query_tile;
+  num_entries_ = 0;
+  list_begin_.clear();
+  list_count_.clear();
+  for (int32_t h = 0; h < num_list_heads_; ++h) {
+    for (const int32_t count : counts_) {
+      list_begin_.push_back(num_entries_);
+      list_count_.push_back(count);
+      num_entries_ += count;
+    }
+  }
+  edges_.assign(static_cast<size_t>(num_list_heads_), chosen.edges.front());
+}
+
+kernels::SelectPagesParams RankedSelection::ToSelect() const {
+  return {.score = ranking_->score,
+          .list_heads = ranking_->list_heads,
+          .sink_pages = ranking_->sink_pages,
+          .recent_pages = ranking_->recent_pages,
+          .num_tiles = static_cast<int32_t>(ranked_.size()),
+          .tiles = ranked_.data(),
+          .counts = counts_.data(),
+          .list_begin = list_begin_.data(),
+          .num_entries = num_entries_};
+}
+
+kernels::KvSelection RankedSelection::View(const int32_t* entries) const {
+  return {.list_heads = ranking_->list_heads,
+          .num_list_heads = num_list_heads_,
+          .entry_tokens = kernels::kPageTokens,
+          .query_tile = query_tile_,
+          .num_tiles = static_cast<int32_t>(tiles_.size()),
+          .tiles = tiles_.data(),
+          .list_begin = list_begin_.data(),
+          .list_count = list_count_.data(),
+          .entries = entries,
+          .num_entries = num_entries_,
+          .edges = edges_.data(),
+          .entries_made = true};
+}
+
+}  // namespace longstride::model

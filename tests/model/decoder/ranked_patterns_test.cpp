@@ -1,0 +1,384 @@
+// Query-dependent patterns through the decoder: every family in every way that a sequence may be
+// computed, against dense attention with the mask that a naive reading of the family gives.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/model/decoder/naive_forward.h"
+#include "tests/model/decoder/paged_runner.h"
+#include "tests/model/decoder/tiny_model.h"
+
+namespace longstride::model {
+namespace {
+
+using kernels::BackendKind;
+using ::testing::HasSubstr;
+
+constexpr int64_t kPage = 64;
+
+// One family as a naive reader understands it.
+struct Naive {
+  bool bound = true;        // Quest's bound, else the mean key
+  bool dense_prompt = true;  // else prompt rows choose by tiles of 128
+  bool per_query_head = false;
+  int64_t budget_pages = 0;  // or
+  double fraction = 0;
+  int64_t sinks = 0, recent = 1;
+};
+
+struct Case {
+  std::string name;
+  std::string plan;
+  // Which rule a query head of a layer follows; null: dense.
+  std::function<const Naive*(int32_t layer, int32_t head)> rule;
+  int32_t alignment = 1;
+
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+};
+
+Case Uniform(std::string name, const std::string& parameters, const Naive& naive) {
+  const auto rule = std::make_shared<Naive>(naive);
+  return {.name = std::move(name),
+          .plan = StrCat(R"({"default": {)", parameters, "}}"),
+          .rule = [rule](int32_t, int32_t) { return rule.get(); },
+          .alignment = naive.dense_prompt ? 1 : 128};
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases = {
+      Uniform("quest_tokens",
+              R"("pattern": "quest", "budget_tokens": 200, "sink_pages": 1, "recent_pages": 2)",
+              {.budget_pages = 4, .sinks = 1, .recent = 2}),
+      Uniform("quest_fraction", R"("pattern": "quest", "fraction": 0.3)", {.fraction = 0.3}),
+      Uniform("block_topk", R"("pattern": "block_topk", "budget_tokens": 256, "sink_pages": 1)",
+              {.bound = false, .dense_prompt = false, .budget_pages = 4, .sinks = 1}),
+      Uniform("block_topk_heads",
+              R"("pattern": "block_topk", "fraction": 0.4, "per_query_head": true)",
+              {.bound = false, .dense_prompt = false, .per_query_head = true, .fraction = 0.4}),
+  };
+  // Layer 0 dense; from layer 1 on: heads 0 and 1 (one KV head) quest, head 2 block_topk alone, head
+  // 3 dense.
+  const auto quest = std::make_shared<Naive>(Naive{.budget_pages = 3});
+  const auto topk =
+      std::make_shared<Naive>(Naive{.bound = false, .dense_prompt = false, .budget_pages = 3});
+  cases.push_back(
+      {.name = "mixed",
+       .plan = R"({"default": {"pattern": "dense"}, "layers": [
+           {"layers": "1-2", "heads": "0-1", "pattern": "quest", "budget_tokens": 192},
+           {"layers": "1-2", "heads": "2", "pattern": "block_topk", "budget_tokens": 192}]})",
+       .rule = [quest, topk](int32_t layer, int32_t head) -> const Naive* {
+         if (layer == 0 || head == 3) return nullptr;
+         return head == 2 ? topk.get() : quest.get();
+       },
+       .alignment = 128});
+  return cases;
+}
+
+// What the naive reader lets each query head of each layer and position read; filled while the naive
+// forward pass runs.
+class NaiveMask {
+ public:
+  NaiveMask(const ModelSpec& spec, const Case& c, int64_t num_prompt)
+      : spec_(spec), case_(c), num_prompt_(num_prompt) {}
+
+  void Watch(int32_t layer, const Rows& queries, const Rows& keys) {
+    const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
+    for (int32_t h = 0; h < a.num_heads; ++h) {
+      const Naive* rule = case_.rule(layer, h);
+      if (rule == nullptr) continue;
+      for (int64_t i = 0; i < static_cast<int64_t>(queries.size()); ++i) {
+        if (i < num_prompt_ && rule->dense_prompt) continue;
+        int64_t begin = i, end = i + 1;
+        if (i < num_prompt_) {
+          begin = i / 128 * 128;
+          end = std::min(begin + 128, num_prompt_);
+        }
+        pages_[{layer, h, i}] = Choose(*rule, layer, h, begin, end, queries, keys);
+      }
+    }
+  }
+
+  bool Visible(int32_t layer, int32_t head, int64_t i, int64_t j) const {
+    if (j > i) return false;
+    const auto it = pages_.find({layer, head, i});
+    return it == pages_.end() || it->second.contains(j / kPage);
+  }
+
+  // The smallest distance between a page that was taken for its score and one that was not.
+  double margin() const { return margin_; }
+
+ private:
+  std::set<int64_t> Choose(const Naive& rule, int32_t layer, int32_t head, int64_t begin,
+                           int64_t end, const Rows& queries, const Rows& keys) {
+    const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
+    const int32_t group = a.num_heads / a.num_kv_heads;
+    const int64_t last = (end - 1) / kPage;
+    const int64_t first_own = std::min(begin / kPage, last - rule.recent + 1);
+    std::set<int64_t> chosen;
+    std::vector<std::pair<double, int64_t>> others;
+    for (int64_t page = 0; page <= last; ++page) {
+      if (page < rule.sinks || page >= first_own) {
+        chosen.insert(page);
+        continue;
+      }
+      double best = -1e300;
+      for (int32_t h = 0; h < a.num_heads; ++h) {
+        // Heads of one list: the KV head's that follow the same rule, or the head itself.
+        if (h / group != head / group || case_.rule(layer, h) != &rule) continue;
+        if (rule.per_query_head && h != head) continue;
+        best = std::max(best, Score(rule, a, h, page, begin, end, queries, keys));
+      }
+      others.emplace_back(-best, page);
+    }
+    std::sort(others.begin(), others.end());
+    const int64_t pages = last + 1;
+    const int64_t budget =
+        rule.budget_pages > 0
+            ? rule.budget_pages
+            : static_cast<int64_t>(std::ceil(rule.fraction * static_cast<double>(pages) - 1e-9));
+    const int64_t take = std::clamp<int64_t>(budget - static_cast<int64_t>(chosen.size()), 0,
+                                             static_cast<int64_t>(others.size()));
+    for (int64_t n = 0; n < take; ++n) chosen.insert(others[static_cast<size_t>(n)].second);
+    if (take > 0 && take < static_cast<int64_t>(others.size())) {
+      margin_ = std::min(margin_, others[static_cast<size_t>(take)].first -
+                                      others[static_cast<size_t>(take - 1)].first);
+    }
+    return chosen;
+  }
+
+  static double Score(const Naive& rule, const AttentionSpec& a, int32_t head, int64_t page,
+                      int64_t begin, int64_t end, const Rows& queries, const Rows& keys) {
+    const int32_t kv_head = head / (a.num_heads / a.num_kv_heads);
+    double score = 0;
+    for (int32_t d = 0; d < a.head_dim; ++d) {
+      double q = 0, min = 1e300, max = -1e300, mean = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        q += queries[static_cast<size_t>(i)][static_cast<size_t>(head * a.head_dim + d)] /
+             static_cast<double>(end - begin);
+      }
+      for (int64_t j = page * kPage; j < (page + 1) * kPage; ++j) {
+        const double k = keys[static_cast<size_t>(j)][static_cast<size_t>(kv_head * a.head_dim + d)];
+        min = std::min(min, k);
+        max = std::max(max, k);
+        mean += k / kPage;
+      }
+      score += rule.bound ? std::max(q * min, q * max) : q * mean;
+    }
+    return score;
+  }
+
+  const ModelSpec& spec_;
+  const Case& case_;
+  int64_t num_prompt_;
+  std::map<std::tuple<int32_t, int32_t, int64_t>, std::set<int64_t>> pages_;
+  double margin_ = 1e300;
+};
+
+std::vector<int32_t> Tokens(size_t n, std::mt19937* random) {
+  std::vector<int32_t> tokens(n);
+  for (int32_t& t : tokens) t = static_cast<int32_t>((*random)() % 97);
+  return tokens;
+}
+
+std::vector<int32_t> Part(const std::vector<int32_t>& tokens, size_t begin, size_t end) {
+  return {tokens.begin() + static_cast<std::ptrdiff_t>(begin),
+          tokens.begin() + static_cast<std::ptrdiff_t>(end)};
+}
+
+// Logits of a prompt computed in chunks and of the output behind it.
+FloatRows Compute(PagedRunner* runner, int sequence, const std::vector<int32_t>& prompt,
+                  int32_t prompt_chunk, const std::vector<int32_t>& output, int32_t output_chunk) {
+  FloatRows rows = runner->Prefill(sequence, prompt, prompt_chunk);
+  const FloatRows more =
+      runner->Prefill(sequence, output, output_chunk, 0, NumericsClass::kGenerated);
+  rows.insert(rows.end(), more.begin(), more.end());
+  return rows;
+}
+
+// The first row that differs, or -1.
+int64_t FirstDifference(const FloatRows& a, const FloatRows& b) {
+  if (a.size() != b.size()) return static_cast<int64_t>(std::min(a.size(), b.size()));
+  for (size_t r = 0; r < a.size(); ++r) {
+    if (a[r] != b[r]) return static_cast<int64_t>(r);
+  }
+  return -1;
+}
+
+class RankedPatternTest : public ::testing::TestWithParam<Case> {
+ protected:
+  static constexpr size_t kPrompt = 430, kAll = 440;
+  TinyModel model_{{.layers = 3}};
+  unsigned seed_ = std::random_device()();
+  std::mt19937 random_{seed_};
+  testing::ScopedTrace trace_{__FILE__, __LINE__, StrCat("seed ", seed_)};
+};
+
+constexpr auto kGenerated = NumericsClass::kGenerated;
+
+TEST_P(RankedPatternTest, MatchesTheNaiveMask) {
+  std::vector<int32_t> tokens;
+  NaiveOutput want, dense;
+  std::unique_ptr<NaiveMask> mask;
+  // A tie of two pages within float32's error may go either way: such text is passed over.
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    tokens = Tokens(kAll, &random_);
+    mask = std::make_unique<NaiveMask>(model_.spec, GetParam(), kPrompt);
+    want = NaiveForward(
+        model_.spec, tokens,
+        [&](int32_t l, int32_t h, int64_t i, int64_t j) { return mask->Visible(l, h, i, j); }, 0,
+        [&](int32_t l, const Rows& q, const Rows& k) { mask->Watch(l, q, k); });
+    if (mask->margin() > 1e-4) break;
+  }
+  ASSERT_GT(mask->margin(), 1e-4);
+  for (const BackendKind kind : Backends()) {
+    PagedRunner runner(&model_.spec, GetParam().plan, kind);
+    const FloatRows got =
+        Compute(&runner, 0, Part(tokens, 0, kPrompt), 512, Part(tokens, kPrompt, kAll), 1);
+    ASSERT_EQ(got.size(), want.logits.size());
+    double worst = 0, moved = 0;
+    for (size_t r = 0; r < got.size(); ++r) {
+      for (size_t c = 0; c < got[r].size(); ++c) {
+        worst = std::max(worst, std::abs(got[r][c] - want.logits[r][c]));
+      }
+    }
+    EXPECT_LT(worst, 2e-3) << "backend " << static_cast<int>(kind);
+    // The same text under dense attention is something else.
+    PagedRunner all(&model_.spec, "{}", kind);
+    const FloatRows other = all.Prefill(0, tokens, 512);
+    for (size_t c = 0; c < got.back().size(); ++c) {
+      moved = std::max<double>(moved, std::abs(got.back()[c] - other.back()[c]));
+    }
+    EXPECT_GT(moved, 1e-2) << "the pattern changes nothing";
+  }
+}
+
+// Chunks of every allowed size, decoding after a prefix hit, preemption and resumption, company and
+// fewer wanted rows: the same bits.
+TEST_P(RankedPatternTest, HowItIsComputedDoesNotChangeBits) {
+  const std::vector<int32_t> tokens = Tokens(kAll, &random_);
+  const std::vector<int32_t> prompt = Part(tokens, 0, kPrompt), output = Part(tokens, kPrompt, kAll);
+  for (const BackendKind kind : Backends()) {
+    PagedRunner runner(&model_.spec, GetParam().plan, kind, kernels::KvDType::kF16, 1024);
+    EXPECT_EQ(runner.plan().chunk_alignment, GetParam().alignment);
+    EXPECT_FALSE(runner.plan().one_numerics_class);
+    const FloatRows want = Compute(&runner, 0, prompt, 1024, output, 1);
+    const std::vector<int32_t> chunks = GetParam().alignment == 128
+                                            ? std::vector<int32_t>{128, 256, 384}
+                                            : std::vector<int32_t>{1, 63, 64, 65, 128};
+    int sequence = 1;
+    for (const int32_t chunk : chunks) {
+      EXPECT_EQ(FirstDifference(Compute(&runner, sequence, prompt, chunk, output, 7), want), -1)
+          << "chunk " << chunk;
+      runner.Drop(sequence++);
+    }
+    // A prefix hit: pages (whole tiles) of the first sequence, the rest computed; then preempted
+    // in decoding and resumed, its output replayed in its own class.
+    const int32_t hit = 256;
+    runner.Share(0, sequence, hit);
+    const FloatRows tail(want.begin() + hit, want.end());
+    const std::vector<int32_t> rest = Part(prompt, hit, kPrompt);
+    EXPECT_EQ(FirstDifference(Compute(&runner, sequence, rest, 1024, output, 1), tail), -1);
+    runner.Drop(sequence);
+    runner.Share(0, sequence, hit);
+    EXPECT_EQ(FirstDifference(Compute(&runner, sequence, rest, 128, output, 1024), tail), -1);
+    // Only the last row of each chunk is wanted; on two threads, with others decoding beside it.
+    PagedRunner busy(&model_.spec, GetParam().plan, kind, kernels::KvDType::kF16, 1024, 2);
+    const std::vector<int32_t> other = Tokens(200, &random_);
+    busy.Prefill(5, other, 1024);
+    for (size_t at = 0; at < kAll;) {
+      const bool generated = at >= kPrompt;
+      const size_t count = generated ? 1 : std::min<size_t>(256, kPrompt - at);
+      ASSERT_TRUE(busy.Step({{.sequence = 1,
+                              .tokens = Part(tokens, at, at + count),
+                              .num_logits = 1,
+                              .numerics = generated ? kGenerated : NumericsClass::kPrompt},
+                             {.sequence = 5,
+                              .tokens = {other[at % 200]},
+                              .num_logits = 1,
+                              .numerics = kGenerated}})
+                      .ok());
+      at += count;
+      EXPECT_TRUE(busy.logits[0] == want[at - 1]) << "row " << at - 1;
+    }
+  }
+}
+
+// What is read is what was asked for, and what the pattern says it will be.
+TEST_P(RankedPatternTest, CountsTheKeysThatAreRead) {
+  const std::vector<int32_t> tokens = Tokens(kAll, &random_);
+  PagedRunner runner(&model_.spec, GetParam().plan, BackendKind::kCpu);
+  const auto expect = [&](int64_t begin, int64_t end, NumericsClass numerics) {
+    for (size_t p = 0; p < runner.plan().patterns.size(); ++p) {
+      double heads = 0;
+      for (const LayerPlan& layer : runner.plan().layers) {
+        for (const HeadSegment& segment : layer.segments) {
+          if (segment.pattern == static_cast<int32_t>(p)) heads += segment.query.count;
+        }
+      }
+      double visible = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        visible += heads * runner.plan().patterns[p]->VisibleKeys(i, numerics);
+      }
+      EXPECT_EQ(static_cast<double>(runner.counters[p].keys_visible), visible);
+    }
+  };
+  runner.Prefill(0, Part(tokens, 0, 384), 384);  // whole tiles
+  expect(0, 384, NumericsClass::kPrompt);
+  runner.Prefill(0, {tokens[384]}, 1, 0, kGenerated);
+  expect(384, 385, kGenerated);
+  EXPECT_LT(runner.plan().Density(384, kGenerated), 0.95);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, RankedPatternTest, ::testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+
+// A budget of the whole context is dense attention to the bit.
+TEST(RankedPatterns, AFullBudgetIsDense) {
+  const TinyModel model({.layers = 3, .sinks = true, .softcap = 5.0f});
+  std::mt19937 random(std::random_device{}());
+  const std::vector<int32_t> tokens = Tokens(400, &random);
+  for (const BackendKind kind : Backends()) {
+    const auto run = [&](const std::string& plan) {
+      PagedRunner runner(&model.spec, plan, kind, kernels::KvDType::kQ8);
+      return Compute(&runner, 0, Part(tokens, 0, 390), 256, Part(tokens, 390, 400), 1);
+    };
+    const FloatRows dense = run("{}");
+    const FloatRows quest = run(R"({"default": {"pattern": "quest", "budget_tokens": 1024}})");
+    EXPECT_EQ(FirstDifference(quest, dense), -1);
+    const FloatRows topk = run(R"({"default": {"pattern": "block_topk", "fraction": 1}})");
+    EXPECT_EQ(FirstDifference(topk, dense), -1);
+  }
+}
+
+TEST(RankedPatterns, PromptsBeginTheirChunksAtTiles) {
+  const TinyModel model({.layers = 1});
+  PagedRunner runner(&model.spec, R"({"default": {"pattern": "block_topk", "fraction": 0.5}})");
+  ASSERT_TRUE(runner.Step({{.sequence = 0, .tokens = std::vector<int32_t>(100, 1)}}).ok());
+  const absl::Status status = runner.Step({{.sequence = 0, .tokens = {1, 2}}});
+  EXPECT_THAT(std::string(status.message()), HasSubstr("begins at position 100"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("multiples of 128"));
+}
+
+// Pages that carry summaries cost them, and only groups that are ranked do.
+TEST(RankedPatterns, SummariesAreCountedInPages) {
+  const TinyModel model({.layers = 3});
+  PagedRunner dense(&model.spec, "{}", BackendKind::kReference, kernels::KvDType::kF16);
+  PagedRunner runner(
+      &model.spec,
+      R"({"layers": [{"layers": "1-2", "pattern": "quest", "budget_tokens": 128}]})",
+      BackendKind::kReference, kernels::KvDType::kF16);
+  const std::vector<CacheGroup>& groups = runner.plan().groups;
+  ASSERT_EQ(groups.size(), 2u);
+  EXPECT_EQ(groups[0].name, "full");
+  EXPECT_FALSE(groups[0].summaries);
+  EXPECT_EQ(groups[1].name, "full_summaries");
+  // Two KV heads of 16 channels: 3 rows of f16 each.
+  EXPECT_EQ(groups[1].page_bytes, 2 * (dense.plan().groups[0].page_bytes / 3 + 2 * 3 * 16 * 2));
+}
+
+}  // namespace
+}  // namespace longstride::model

@@ -1,0 +1,183 @@
+// Query-dependent patterns without queries: how many pages they let a query read, and what a plan of
+// them declares. What they read is tested through the decoder.
+#include <cmath>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/op_params.h"
+#include "model/sparsity/sparsity_plan.h"
+
+namespace longstride::model {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelSpec Spec() {
+  ModelSpec spec;
+  spec.max_positions = 1 << 20;
+  for (int l = 0; l < 4; ++l) {
+    LayerSpec layer;
+    layer.attention.num_heads = 8;
+    layer.attention.num_kv_heads = 2;
+    layer.attention.head_dim = 64;
+    spec.layers.push_back(layer);
+  }
+  return spec;
+}
+
+absl::StatusOr<SparsityPlan> Resolve(const std::string& rule) {
+  const auto policy = SparsityPolicy::Parse(StrCat(R"({"layers": [{)", rule, "}]}"));
+  if (!policy.ok()) return policy.status();
+  return SparsityPlan::Resolve(*policy, Spec(), kernels::KvDType::kF16);
+}
+
+std::string Refusal(const std::string& rule) {
+  const auto plan = Resolve(rule);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+  return std::string(plan.status().message());
+}
+
+// Pages that a list takes, counted by hand.
+int64_t ExpectedPages(int64_t first, int64_t end, int64_t budget, double fraction, int64_t sinks,
+                      int64_t recent) {
+  const int64_t last = (end - 1) / 64;
+  int64_t forced = 0;
+  for (int64_t page = 0; page <= last; ++page) {
+    forced += page < sinks || page > last - recent || page >= first / 64;
+  }
+  const int64_t wanted =
+      budget > 0 ? (budget + 63) / 64
+                 : static_cast<int64_t>(std::ceil(fraction * static_cast<double>(last + 1) - 1e-6));
+  return std::min(std::max(wanted, forced), last + 1);
+}
+
+struct Case {
+  std::string name, rule;
+  bool dense_prompt;
+  int64_t budget;
+  double fraction;
+  int64_t sinks, recent;
+};
+
+TEST(RankedPattern, TakesTheBudgetAndWhatIsAlwaysRead) {
+  const Case cases[] = {
+      {"quest", R"("pattern": "quest", "budget_tokens": 2048)", true, 2048, 0, 0, 1},
+      {"quest_fraction", R"("pattern": "quest", "fraction": 0.05, "sink_pages": 2)", true, 0, 0.05,
+       2, 1},
+      {"topk", R"("pattern": "block_topk", "budget_tokens": 300, "recent_pages": 3)", false, 300, 0,
+       0, 3},
+      {"topk_fraction", R"("pattern": "block_topk", "fraction": 0.25, "sink_pages": 1)", false, 0,
+       0.25, 1, 1}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    const auto plan = Resolve(c.rule);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const SparsePattern& pattern = *plan->patterns[0];
+    ASSERT_NE(pattern.ranking(), nullptr);
+    for (const int64_t position : {0, 1, 63, 64, 127, 128, 4095, 4096, 70'000, 131'071}) {
+      const auto check = [&](const QueryRun& run, bool alone) {
+        SelectionBuilder builder;
+        pattern.Select({&run, 1}, &builder);
+        int64_t rows = 0;
+        ASSERT_EQ(builder.list_count.size(), builder.tiles.size());
+        for (size_t t = 0; t < builder.tiles.size(); ++t) {
+          const kernels::QueryTile& tile = builder.tiles[t];
+          rows += tile.num_rows;
+          const int64_t end = tile.first_position + tile.num_rows;
+          const int64_t want =
+              !alone && c.dense_prompt
+                  ? (end + 63) / 64
+                  : ExpectedPages(tile.first_position, end, c.budget, c.fraction, c.sinks, c.recent);
+          EXPECT_EQ(builder.list_count[t], want) << tile.first_position;
+          EXPECT_LE(builder.list_count[t], kernels::CandidatePages(tile));
+          if (alone) {
+            EXPECT_EQ(tile.num_rows, 1);
+          }
+          // A row of a tile sees its list up to itself.
+          for (int64_t i = tile.first_position; i < end; ++i) {
+            const int64_t pages_ahead = (end - 1) / 64 - i / 64;
+            const double seen = static_cast<double>((want - pages_ahead - 1) * 64 + i % 64 + 1);
+            const auto numerics = alone ? NumericsClass::kGenerated : NumericsClass::kPrompt;
+            if (alone || tile.num_rows == 128) {
+              EXPECT_EQ(pattern.VisibleKeys(i, numerics), seen) << i;
+            }
+          }
+        }
+        EXPECT_EQ(rows, run.num_rows);
+      };
+      check({.num_rows = 1, .first_position = position, .numerics = NumericsClass::kGenerated},
+            true);
+      check({.num_rows = 5, .first_position = position, .numerics = NumericsClass::kGenerated},
+            true);
+      check({.num_rows = 300, .first_position = position / 128 * 128}, false);
+    }
+  }
+}
+
+TEST(RankedPattern, APlanDeclaresWhatItsPatternsNeed) {
+  const auto quest = Resolve(R"("layers": "1", "pattern": "quest", "budget_tokens": 128)");
+  ASSERT_TRUE(quest.ok()) << quest.status();
+  EXPECT_EQ(quest->chunk_alignment, 1);
+  EXPECT_FALSE(quest->one_numerics_class);
+  ASSERT_EQ(quest->groups.size(), 2u);
+  EXPECT_TRUE(quest->groups[1].summaries);
+  EXPECT_TRUE(quest->groups[1].retention.keeps_all());
+  EXPECT_EQ(quest->Density(9999), 1.0);
+  EXPECT_LT(quest->Density(9999, NumericsClass::kGenerated), 0.77);
+  const auto topk = Resolve(R"("pattern": "block_topk", "fraction": 0.1)");
+  ASSERT_TRUE(topk.ok()) << topk.status();
+  EXPECT_EQ(topk->chunk_alignment, 128);
+  EXPECT_LT(topk->Density(99'999), 0.11);
+  const auto dense = Resolve(R"("pattern": "dense")");
+  EXPECT_EQ(dense->chunk_alignment, 1);
+  EXPECT_TRUE(dense->one_numerics_class);
+  EXPECT_FALSE(dense->groups[0].summaries);
+}
+
+// Every parameter changes the function, and so the digest.
+TEST(RankedPattern, TheDigestCoversEveryParameter) {
+  std::set<std::string> digests;
+  const std::string rules[] = {
+      R"("pattern": "quest", "budget_tokens": 2048)",
+      R"("pattern": "quest", "budget_tokens": 2049)",
+      R"("pattern": "quest", "fraction": 0.05)",
+      R"("pattern": "quest", "fraction": 0.050001)",
+      R"("pattern": "quest", "budget_tokens": 2048, "sink_pages": 1)",
+      R"("pattern": "quest", "budget_tokens": 2048, "recent_pages": 2)",
+      R"("pattern": "block_topk", "budget_tokens": 2048)",
+      R"("pattern": "block_topk", "budget_tokens": 2048, "sink_pages": 1)",
+      R"("pattern": "block_topk", "budget_tokens": 2048, "per_query_head": true)",
+  };
+  for (const std::string& rule : rules) {
+    const auto plan = Resolve(rule);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_TRUE(digests.insert(plan->digest).second) << rule;
+  }
+}
+
+TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
+  EXPECT_THAT(Refusal(R"("pattern": "quest")"),
+              HasSubstr("layers[0]: pattern 'quest' needs one of 'budget_tokens'"));
+  EXPECT_THAT(Refusal(R"("pattern": "quest", "budget_tokens": 0)"),
+              HasSubstr("layers[0]: 'budget_tokens' is 0; allowed are 64 to"));
+  EXPECT_THAT(Refusal(R"("pattern": "block_topk", "fraction": 0)"),
+              HasSubstr("layers[0]: 'fraction' is 0; allowed are 0.001 to 1"));
+  EXPECT_THAT(Refusal(R"("pattern": "block_topk", "fraction": 1.5)"), HasSubstr("'fraction' is 1.5"));
+  EXPECT_THAT(Refusal(R"("pattern": "block_topk", "fraction": "much")"),
+              HasSubstr("'fraction' must be a number"));
+  EXPECT_THAT(Refusal(R"("pattern": "quest", "fraction": 0.1, "budget_tokens": 128)"),
+              HasSubstr("needs one of"));
+  EXPECT_THAT(Refusal(R"("pattern": "quest", "budget_tokens": 128, "sink_pages": 2)"),
+              HasSubstr("are 192; raise it"));
+  EXPECT_THAT(Refusal(R"("pattern": "quest", "budget_tokens": 128, "recent_pages": 0)"),
+              HasSubstr("'recent_pages' is 0"));
+  EXPECT_THAT(Refusal(R"("pattern": "quest", "budget_tokens": 128, "sink_page": 1)"),
+              HasSubstr("Did you mean 'sink_pages'?"));
+  EXPECT_THAT(Refusal(R"("pattern": "block_topk", "fraction": 0.1, "per_query_head": 1)"),
+              HasSubstr("'per_query_head' must be true or false"));
+  EXPECT_THAT(Refusal(R"("layers": "3-4", "pattern": "quest", "budget_tokens": 128)"),
+              HasSubstr("layers[0]: names layer 4; the model has layers 0 to 3"));
+}
+
+}  // namespace
+}  // namespace longstride::model
