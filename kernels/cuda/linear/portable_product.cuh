@@ -92,7 +92,7 @@ class PortableTile {
   __device__ __forceinline__ void Run() {
     const int slots = a_.product.stages, blocks = a_.product.k_blocks;
     const int stages = (blocks + Shape::kStageBlocks - 1) / Shape::kStageBlocks;
-    for (int s = 0; s < slots; ++s) CopyStage(s, stages, s);
+    for (int s = 0; s < slots; ++s) CopyStage(s, s);
 #pragma unroll
     for (int i = 0; i < Shape::kSlices; ++i) {
 #pragma unroll
@@ -110,21 +110,34 @@ class PortableTile {
     for (int s = 0; s < stages; ++s) {
       const uint32_t stage = shared_ + slot * kStageBytes;
       const int here = min(Shape::kStageBlocks, blocks - s * Shape::kStageBlocks);
+      const int next = slot + 1 == slots ? 0 : slot + 1;
+      [[maybe_unused]] const int before = slot == 0 ? slots - 1 : slot - 1;
       for (int b = 0; b < here; ++b) {
 #pragma unroll
-        for (int step = 0; step < 3; ++step) Multiply(step);
+        for (int step = 0; step < 3; ++step) {
+          Multiply(step);
+          if constexpr (kStreams) {
+            // While the product runs: a block of the stage that takes the slot of the one before.
+            const int ahead = (s + slots - 1) * Shape::kStageBlocks + b;
+            if (step == 0 && s > 0 && ahead < blocks) {
+              CopyBlock(ahead, shared_ + before * kStageBytes + b * kStepBytes);
+            }
+          }
+          Take(step + 1);
+        }
         // The fragments of this block's last step are in registers.
         const bool more = b + 1 < here, last = s + 1 == stages;
+        if (kStreams && !more && s > 0) CommitCopies();
         if (!more && !last) {
           WaitCopies(slots - 2);
           __syncthreads();  // the next stage is there, and nobody reads this one any more
         }
-        const int next = slot + 1 == slots ? 0 : slot + 1;
         Open(more ? stage + (b + 1) * kStepBytes : last ? stage : shared_ + next * kStageBytes);
         Multiply(3);
-        if (!more) CopyStage(s + slots, stages, slot);
-        if (!more) slot = next;
+        if (!kStreams && !more) CopyStage(s + slots, slot);
+        Take(0);
       }
+      slot = next;
     }
     WaitCopies<0>();
     Store();
@@ -149,25 +162,25 @@ class PortableTile {
     }
   }
 
-  // Stages come in ascending order, each once.
-  __device__ __forceinline__ void CopyStage(int stage, int stages, int slot) {
-    if (stage < stages) {
-      const uint32_t to = shared_ + slot * kStageBytes;
+  __device__ __forceinline__ void CopyStage(int stage, int slot) {
 #pragma unroll
-      for (int i = 0; i < Shape::kStageBlocks; ++i) {
-        const int block = stage * Shape::kStageBlocks + i;
-        if (block >= a_.product.k_blocks) break;
-        if constexpr (kStreams) {
-          tokens_.Next(to + i * kStepBytes);
-          weights_.Next(to + i * kStepBytes + Shape::kTokenBytes);
-        } else {
-          CopyTokens(block, to + i * kStepBytes);
-          Weights::template Copy<Shape>(a_.product, tile_.weight, n_begin_, block,
-                                        to + i * kStepBytes + Shape::kTokenBytes);
-        }
-      }
+    for (int i = 0; i < Shape::kStageBlocks; ++i) {
+      const int block = stage * Shape::kStageBlocks + i;
+      if (block >= a_.product.k_blocks) break;
+      CopyBlock(block, shared_ + slot * kStageBytes + i * kStepBytes);
     }
     CommitCopies();
+  }
+  // Blocks come in ascending order, each once.
+  __device__ __forceinline__ void CopyBlock(int block, uint32_t to) {
+    if constexpr (kStreams) {
+      tokens_.Next(to);
+      weights_.Next(to + Shape::kTokenBytes);
+    } else {
+      CopyTokens(block, to);
+      Weights::template Copy<Shape>(a_.product, tile_.weight, n_begin_, block,
+                                    to + Shape::kTokenBytes);
+    }
   }
 
   // Rows and columns that do not exist become zero and are not read.
@@ -245,7 +258,6 @@ class PortableTile {
         Mma16x8x16<Operand>(sum_[i][c], w_[step & 1][i], b_[step & 1][c]);
       }
     }
-    Take((step + 1) % 4);
   }
 
   __device__ __forceinline__ void Store() {
