@@ -30,8 +30,9 @@ absl::Status CompareStep(std::span<const int32_t> window, int32_t begin, int32_t
       piece = std::min(piece, comparison->cuts[(*cut)++ % comparison->cuts.size()]);
     }
     Lane& lane = *comparison->lane;
-    RETURN_IF_ERROR(lane.Append(
-        window.subspan(static_cast<size_t>(begin + done), static_cast<size_t>(piece)), piece));
+    RETURN_IF_ERROR(
+        lane.Append(window.subspan(static_cast<size_t>(begin + done), static_cast<size_t>(piece)),
+                    piece, comparison->numerics));
     for (int32_t r = done; r < std::min(done + piece, scored); ++r) {
       const int32_t position = begin + r;
       comparison->windows.back().push_back(

@@ -20,6 +20,8 @@ struct Comparison {
   Lane* lane = nullptr;
   // Tokens per step inside one of the baseline's, over and over; empty: as the baseline.
   std::vector<int32_t> cuts;
+  // The class the lane computes the text in; the baseline's is a prompt's.
+  NumericsClass numerics = NumericsClass::kPrompt;
   // [window][position]: every position but the last, whose true next token is not in the window.
   std::vector<std::vector<PositionDivergence>> windows;
 };

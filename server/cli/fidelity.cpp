@@ -91,6 +91,12 @@ absl::Status ReadLengths(const Invocation& invocation, FidelityQuestion* questio
   ASSIGN_OR_RETURN(const int64_t seed, invocation.Int("--seed", 1, 0, int64_t{1} << 40));
   question->seed = static_cast<uint64_t>(seed);
   question->tasks = !invocation.Has("--no-tasks");
+  question->generated = invocation.Has("--generated");
+  if (question->generated && !invocation.Has("--plan")) {
+    return absl::InvalidArgumentError(
+        "--generated goes with --plan: the plans that --target tries read the same keys either "
+        "way.");
+  }
   if (!invocation.Has("--task-lengths")) return absl::OkStatus();
   const std::string text = invocation.Text("--task-lengths", "");
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
@@ -110,7 +116,7 @@ std::string CommandLine(const Invocation& invocation) {
   std::string out = StrCat("longstride fidelity ", BaseName(invocation.config().model));
   for (const auto& [flag, value] : invocation.own) {
     if (flag == "--data") continue;
-    const bool is_switch = flag == "--no-tasks";
+    const bool is_switch = flag == "--no-tasks" || flag == "--generated";
     const bool is_file = flag == "--json" || flag == "--html" || flag == "--plan" ||
                          flag == "--write-plan" || flag == "--scale-model";
     StrAppend(&out, " ", flag);
@@ -204,6 +210,8 @@ Command FidelityCommand() {
                 {"--task-lengths", "N,N",
                  "Lengths of the tasks' contexts (default: half a window and a window)."},
                 {"--task-contexts", "N", "Contexts per task and length (default: 4)."},
+                {"--generated", "",
+                 "Give the plan the text as tokens that it generated, not as a prompt."},
                 {"--no-tasks", "", "Leave the tasks out."},
                 {"--mass-rows", "N",
                  "Queries per window and head whose attention mass is measured (default: 8)."},

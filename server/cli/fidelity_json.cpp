@@ -77,6 +77,7 @@ ordered_json IdentityJson(const FidelityReport& r) {
           {"data", data},
           {"window_tokens", r.window_tokens},
           {"windows", r.windows},
+          {"text_as", r.generated ? "generated" : "prompt"},
           {"tokens", r.tokens}};
 }
 

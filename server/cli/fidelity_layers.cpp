@@ -15,13 +15,14 @@ double Share(int64_t part, int64_t whole) {
 }
 
 // Mean over the window's positions, weighted by the keys before each as the counters are.
-double AskedDensity(const SparsityPlan& plan, size_t layer, int32_t window_tokens) {
+double AskedDensity(const SparsityPlan& plan, size_t layer, int32_t window_tokens,
+                    model::NumericsClass numerics) {
   double visible = 0;
   double causal = 0;
   for (const HeadSegment& segment : plan.layers[layer].segments) {
     const auto& pattern = *plan.patterns[static_cast<size_t>(segment.pattern)];
     for (int32_t i = 0; i < window_tokens; ++i) {
-      visible += segment.query.count * pattern.VisibleKeys(i);
+      visible += segment.query.count * pattern.VisibleKeys(i, numerics);
       causal += segment.query.count * (i + 1.0);
     }
   }
@@ -55,7 +56,7 @@ void DescribeLayers(const LayerObservations& seen, int32_t window_tokens,
     layer.achieved_density = Share(p.keys_visible, p.keys_total);
     layer.baseline_work = Share(b.keys_read, b.keys_total);
     layer.work = Share(p.keys_read, p.keys_total);
-    layer.asked_density = AskedDensity(*seen.plan, l, window_tokens);
+    layer.asked_density = AskedDensity(*seen.plan, l, window_tokens, seen.numerics);
     layer.changed = PatternsOf(*seen.baseline, l) != PatternsOf(*seen.plan, l);
     any_changed = any_changed || layer.changed;
     const auto index = static_cast<int32_t>(l);

@@ -13,7 +13,8 @@ struct LayerObservations {
   const model::SparsityPlan* plan = nullptr;
   const model::fidelity::LayerCounters* baseline_counters = nullptr;
   const model::fidelity::LayerCounters* plan_counters = nullptr;
-  const model::fidelity::CapturedMass* mass = nullptr;  // of `plan` alone
+  const model::fidelity::CapturedMass* mass = nullptr;            // of `plan` alone
+  model::NumericsClass numerics = model::NumericsClass::kPrompt;  // of the plan's rows
 };
 
 // Sets the report's layers and captured mass. `window_tokens`: length of every window.

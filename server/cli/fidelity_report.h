@@ -62,6 +62,7 @@ struct FidelityReport {
   std::string model, family, weights_type, model_digest, kv_dtype;
   int32_t max_context = 0;
   Plan baseline, plan;
+  bool generated = false;  // the plan took the text for generated tokens, not for a prompt
   std::vector<DataFile> data;
   int32_t window_tokens = 0;
   int64_t windows = 0;

@@ -214,6 +214,8 @@ class Runner {
     ASSIGN_OR_RETURN(const std::unique_ptr<Lane> noise,
                      MakeLane(native, model_->options().kv_dtype));
     std::vector<Comparison> comparisons = {{.lane = plan_lane_.get()}};
+    if (question_.generated) comparisons[0].numerics = model::NumericsClass::kGenerated;
+    report_.generated = question_.generated;
     std::vector<FidelityReport::Yardstick> yardsticks;
     std::unique_ptr<Lane> q8;
     yardsticks.push_back({.name = "8-bit KV cache",
@@ -282,7 +284,8 @@ class Runner {
                     .plan = &plan_,
                     .baseline_counters = &base_counters,
                     .plan_counters = &plan_counters,
-                    .mass = &mass},
+                    .mass = &mass,
+                    .numerics = comparisons[0].numerics},
                    question_.window_tokens, bootstrap_, &report_);
     return absl::OkStatus();
   }
@@ -359,6 +362,12 @@ class Runner {
     if (plan_.digest == baseline_->plan().digest) {
       report_.notes.push_back("This plan is the checkpoint's own; nothing differs.");
       return;
+    }
+    if (!plan_.one_numerics_class && !question_.generated) {
+      report_.notes.push_back(
+          "This plan reads other keys for generated tokens than for a prompt; all but the decode "
+          "rate "
+          "is about prompts. --generated measures the others.");
     }
     const bool sparser =
         std::any_of(report_.layers.begin(), report_.layers.end(), [](const auto& layer) {

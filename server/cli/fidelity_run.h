@@ -22,6 +22,7 @@ struct FidelityQuestion {
   std::string scale_model;  // another checkpoint of the same model, or ""
   int32_t window_tokens = 2048;
   int64_t max_tokens = 16384;
+  bool generated = false;  // the plan computes the text as generated tokens
   bool tasks = true;
   std::vector<int32_t> task_lengths;  // empty: half a window and a window
   int32_t task_contexts = 4;          // per task and length

@@ -189,6 +189,24 @@ class FidelityTest(unittest.TestCase):
         self.assertEqual(inspected["plan_digest"], chosen["digest"])
         self.assertEqual(inspected["fidelity_report"], written["fidelity_report"])
 
+    def test_generated_tokens_are_measured_where_they_differ(self):
+        plan = self.folder / "quest.json"
+        plan.write_text(json.dumps({"name": "q", "default": {"pattern": "quest",
+                                                             "budget_tokens": 64}}))
+        prompt, _ = self.report("--plan", plan, "--no-tasks")
+        self.assertEqual(prompt["identity"]["text_as"], "prompt")
+        self.assertEqual(prompt["divergence"]["kl_max"], 0)  # prompts are computed in full
+        self.assertTrue(any("--generated" in note for note in prompt["notes"]))
+        self.assertIn("depends on the query", prompt["captured_mass"]["reason"])
+        generated, _ = self.report("--plan", plan, "--no-tasks", "--generated")
+        self.assertEqual(generated["identity"]["text_as"], "generated")
+        self.assertGreater(generated["divergence"]["kl"]["value"], 0)
+        self.assertEqual(generated["by_position"][0]["divergence"]["kl_max"], 0)  # one page
+        for layer in generated["layers"]:
+            self.assertLess(layer["asked_density"], 0.7)
+            self.assertAlmostEqual(layer["achieved_density"], layer["asked_density"], delta=0.02)
+        self.refused(USAGE, "--plan", args=("--target", "kl<=1", "--generated"))
+
     def inspect(self, *args):
         command = [BINARY, "inspect", self.model, "--threads", "1", *args]
         return subprocess.run([str(part) for part in command], capture_output=True, text=True,
