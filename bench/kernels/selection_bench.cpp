@@ -205,13 +205,11 @@ class Bench {
       s.list_count = made_count_.data();
       s.entries = made_.as<int32_t>();
       s.num_entries = kv_heads_ * batch_ * counts_[0];
-      s.max_list_entries = counts_[0];
     } else {
       s.list_begin = all_begin_.data();
       s.list_count = all_count_.data();
       s.entries = all_.data();
       s.num_entries = pages_;
-      s.max_list_entries = static_cast<int32_t>(pages_);
     }
     Check(backend_->Attention(p));
   }

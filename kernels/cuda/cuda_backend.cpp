@@ -183,13 +183,17 @@ absl::Status CudaBackend::MapPages(const KvWriteParams& p) {
   PieceRange* const k = reservations_->Find(p.cache.k);
   PieceRange* const v = reservations_->Find(p.cache.v);
   if (k == nullptr && v == nullptr) return absl::OkStatus();
-  const int64_t bytes = (p.cache.num_heads - 1) * p.cache.head_stride +
+  const int64_t plane = (p.cache.num_heads - 1) * p.cache.head_stride +
                         KvHeadPageBytes(p.cache.dtype, p.cache.head_dim);
+  // A cache's pages hold K, V and summaries side by side: one piece.
+  const int64_t apart = static_cast<char*>(p.cache.v) - static_cast<char*>(p.cache.k);
+  const bool whole = k == v && apart > 0 && apart + plane <= p.cache.page_stride;
+  const int64_t bytes = whole ? p.cache.page_stride : plane;
   for (int64_t r = 0; r < p.k.shape[0]; ++r) {
     if (r > 0 && p.page_ids[r] == p.page_ids[r - 1]) continue;
     const int64_t offset = p.page_ids[r] * p.cache.page_stride;
     for (const auto& [range, base] : {std::pair(k, p.cache.k), std::pair(v, p.cache.v)}) {
-      if (range == nullptr) continue;
+      if (range == nullptr || (whole && base == p.cache.v)) continue;
       RETURN_IF_ERROR(range->Hold(static_cast<char*>(base) - range->data() + offset, bytes));
     }
   }
@@ -207,15 +211,6 @@ absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
 absl::Status CudaBackend::DoAttention(const AttentionParams& p) { return attention_.Run(p); }
 
 absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams& p) {
-  if (PieceRange* const range = reservations_->Find(p.cache.summaries)) {
-    const int64_t bytes =
-        p.cache.num_heads * PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
-    for (int32_t i = 0; i < p.num_pages; ++i) {
-      const char* at = static_cast<const char*>(p.cache.summaries) +
-                       p.page_ids[i] * p.cache.page_stride;
-      RETURN_IF_ERROR(range->Hold(at - range->data(), bytes));
-    }
-  }
   return RunSummarizePages(p, arrays_, *context_);
 }
 
