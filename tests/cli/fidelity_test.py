@@ -248,6 +248,20 @@ class FidelityTest(unittest.TestCase):
         self.assertEqual(unwritable.returncode, USAGE)
         self.assertIn("--svg", unwritable.stderr)
 
+    def test_published_reports_match_their_plans(self):
+        folder = ROOT / "docs/fidelity"
+        plans = sorted(folder.glob("*-plan.json"))
+        self.assertGreater(len(plans), 0)
+        for plan in plans:
+            contents = (folder / plan.name.replace("-plan", "")).read_bytes()
+            report = json.loads(contents)
+            self.check_schema(report)
+            digest = hashlib.sha256(contents).hexdigest()
+            written = json.loads(plan.read_text())
+            self.assertEqual(written.pop("fidelity_report"), "sha256:" + digest, plan.name)
+            self.assertEqual(written, json.loads(report["plan"]["text"]))
+            self.assertIn("<svg", plan.with_name(plan.name.replace("-plan.json", ".html")).read_text())
+
     def test_a_target_out_of_reach_is_said(self):
         self.refused(FAILED, "none of", "Loosen the target",
                      args=("--target", "kl<=0,top1>=1", "--no-tasks"))
