@@ -46,8 +46,15 @@ absl::Status Measure(ServerConfig config, InspectReport* report) {
                    Calibrate(model.get(), std::min(kCalibrationTokens, model->max_context())));
   report->prediction =
       Predict(model->spec(), model->plan(), *report->rates, report->question.context);
-  report->device = model->backend().Describe();
   return absl::OkStatus();
+}
+
+// What would run the model, or why it could not.
+absl::StatusOr<std::string> DescribeDevice(const ServerConfig& config) {
+  ASSIGN_OR_RETURN(const model::ModelOptions options, ToModelOptions(config));
+  const auto backend = kernels::MakeBackend(options.backend, options.backend_options);
+  return backend.ok() ? (*backend)->Describe()
+                      : std::string(ToStd(backend.status().message()));
 }
 
 absl::StatusOr<int> Inspect(const Invocation& invocation) {
@@ -57,6 +64,7 @@ absl::StatusOr<int> Inspect(const Invocation& invocation) {
   ASSIGN_OR_RETURN(const ServerConfig config, WithPlan(invocation));
   model::SparsityPlan plan;
   ASSIGN_OR_RETURN(InspectReport report, InspectModel(config, question, &plan));
+  ASSIGN_OR_RETURN(report.device, DescribeDevice(config));
   if (invocation.Has("--svg")) RETURN_IF_ERROR(Draw(plan, report, invocation.Text("--svg", "")));
   if (invocation.Has("--calibrate")) {
     InitLogging(LogLevel::kWarning, ToLogFormat(config));

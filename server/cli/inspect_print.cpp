@@ -214,6 +214,7 @@ std::string InspectText(const InspectReport& report) {
             report.dim, ", ", report.layers.size(), " layers\n");
   StrAppend(&out, "  weights digest ", report.model_digest, "\n");
   StrAppend(&out, "  plan ", report.plan, ", digest ", report.plan_digest, "\n");
+  StrAppend(&out, "  device: ", report.device, "\n");
   if (!report.fidelity_report.empty()) {
     StrAppend(&out, "  fidelity report ", report.fidelity_report, "\n");
   }
@@ -261,6 +262,7 @@ std::string InspectJson(const InspectReport& report) {
       {"fidelity_report", report.fidelity_report.empty() ? ordered_json(nullptr)
                                                          : ordered_json(report.fidelity_report)},
       {"kv_dtype", report.kv_dtype},
+      {"device", report.device},
       {"layers", LayersJson(report)},
       {"density", densities},
       {"groups", GroupsJson(report)},

@@ -80,10 +80,11 @@ struct InspectReport {
   bool fits = false;
   PlanFlops flops;  // at the asked context
 
+  std::string device;  // that would run the model and its kernels, or why none can
+
   // Where the machine was measured.
   std::optional<MachineRates> rates;
   std::optional<PlanPrediction> prediction;
-  std::string device;
 };
 
 // Exit statuses as for loading a model. `resolved` gets the plan.

@@ -247,6 +247,16 @@ class InspectTest(Case):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("window(512)", result.stdout)
         self.assertIn("It does not fit.", result.stdout)
+        self.assertRegex(result.stdout, r"device: cpu \(")
+
+    @needs(GEMMA)
+    def test_says_what_would_run_the_model(self):
+        report = json.loads(run("inspect", GEMMA, "--json", "--cpu-isa", "portable").stdout)
+        self.assertTrue(report["device"].startswith("cpu (portable"), report["device"])
+        # A machine or build without the device still gets its report, and the reason.
+        result = run("inspect", GEMMA, "--device", "cuda", "--kernels", "portable")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout, r"device: .*(portable kernels|CUDA|NVIDIA)")
 
     @needs(GEMMA)
     def test_a_plan_changes_digest_and_density(self):

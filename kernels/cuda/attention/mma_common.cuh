@@ -1,5 +1,5 @@
-// What the portable tensor-core attention kernels share: how a head of a page lies in shared memory,
-// and how a row ends.
+// What the portable tensor-core attention kernels share: how a head of a page lies in shared
+// memory, and how a row ends.
 #pragma once
 
 #include "kernels/cuda/attention/edges.cuh"
@@ -33,8 +33,9 @@ __device__ __forceinline__ int Forgotten(int v) {
   return v;
 }
 
-// The two-column fragments of a product of 16 rows: element e of tile n is row lane / 4 + 8 * (e / 2),
-// column n * 8 + lane % 4 * 2 + e % 2.
+// Below, element e of tile n of a product of 16 rows is row lane / 4 + 8 * (e / 2), column
+// n * 8 + lane % 4 * 2 + e % 2.
+
 struct RowEnd {
   float factor;  // what the row's sums are multiplied with
   float lse;

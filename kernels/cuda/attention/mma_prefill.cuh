@@ -6,7 +6,8 @@
 // 16 or 32 rows, computes their scores against one page, and adds the page's values, while the next
 // page is copied. Every page is a tile of its own, so that a row's bits depend on its own list and
 // keys only: pages that none of its keys are in change nothing.
-// Bound: shared-memory reads of keys and values, which 32 rows of a warp share, and the tensor cores.
+// Bound: shared-memory reads of keys and values, which 32 rows of a warp share, and the tensor
+// cores.
 #pragma once
 
 #include "kernels/cuda/attention/mma.h"
@@ -51,7 +52,8 @@ class MmaPrefill {
   using Shape = MmaPrefillShape<kHeadDim>;
   using Rows = HeadRows<kHeadDim>;
 
-  __device__ __forceinline__ MmaPrefill(const MmaPrefillParams& p, uint8_t* shared, MmaPrefillUnit& unit)
+  __device__ __forceinline__ MmaPrefill(const MmaPrefillParams& p, uint8_t* shared,
+                                        MmaPrefillUnit& unit)
       : p_(p),
         u_(unit),
         keys_(SharedAddress(shared)),
@@ -278,8 +280,8 @@ class MmaPrefill {
   __device__ __forceinline__ void Mask(int32_t base, int row, float (&s)[8][4]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const VisibleRange range(u_.edge, u_.span.first_position + ((row + 8 * r) >> p_.box_heads_log2),
-                               u_.span.kv_len);
+      const int position = u_.span.first_position + ((row + 8 * r) >> p_.box_heads_log2);
+      const VisibleRange range(u_.edge, position, u_.span.kv_len);
       // Bit n * 8 + c is column n * 8 + c of this thread's pair.
       const uint64_t seen = range.PageBits(base) >> ((lane_ & 3) * 2);
       const uint32_t words[2] = {static_cast<uint32_t>(seen), static_cast<uint32_t>(seen >> 32)};

@@ -42,8 +42,8 @@ struct PortableArgs {
   int32_t x_cols;
 };
 
-// The steps of 8 activation rows one after the other. Rows and columns that do not exist become zero
-// and are not read.
+// The steps of 8 activation rows one after the other. Rows and columns that do not exist become
+// zero and are not read.
 class TokenStream {
  public:
   __device__ __forceinline__ TokenStream(const PortableArgs& a, const RowTile& tile, int lane)
@@ -204,7 +204,7 @@ class PortableTile {
     at_ = at;
 #pragma unroll
     for (int i = 0; i < Shape::kSlices; ++i) {
-      if constexpr (std::is_same_v<typename Weights::Slice, typename DenseWeights<Operand>::Slice>) {
+      if constexpr (std::is_same_v<Weights, DenseWeights<Operand>>) {
         slices_[i].Open(at + Shape::kTokenBytes);
       } else {
         constexpr int kSlices = Shape::kRows < kUnitRows ? 1 : 4;
@@ -325,8 +325,8 @@ cudaError_t LaunchPortable(const Product& product, cudaStream_t stream) {
   error =
       cudaDeviceGetAttribute(&per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (error != cudaSuccess) return error;
-  // Shared memory for as many blocks as a multiprocessor has to do, if two stages of each fit; 1 KB of
-  // each is the system's.
+  // Shared memory for as many blocks as a multiprocessor has to do, if two stages of each fit; 1 KB
+  // of each is the system's.
   const int64_t each = CeilDiv(blocks, product.multiprocessors);
   const int together = static_cast<int>(each < Shape::kMostBlocks ? each : Shape::kMostBlocks);
   const int share = per_processor / together - 1024;

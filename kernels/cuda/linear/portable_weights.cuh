@@ -37,7 +37,8 @@ struct DenseWeights {
                   atom < atoms ? 16 : 0);
     }
   }
-  // The steps of 16 rows one after the other, for a warp that must not waste instructions on addresses.
+  // The steps of 16 rows one after the other, for a warp that must not waste instructions on
+  // addresses.
   class Stream {
    public:
     __device__ __forceinline__ Stream(const ProductArgs& p, const uint8_t* weight, int n_begin,

@@ -115,8 +115,8 @@ class MoeCall {
     for (const CudaLinearWeight* w : {gate_up_.first, down_.first}) {
       for (const LinearSegment& s : w->segments()) {
         has_float |= s.dtype == DType::kF32;
-        r.tile_rows =
-            std::max(r.tile_rows, TileRows(context_.path(), s.dtype, s.rows, CeilDiv(pairs, chosen)));
+        r.tile_rows = std::max(r.tile_rows, TileRows(context_.path(), s.dtype, s.rows,
+                                                     CeilDiv(pairs, chosen)));
       }
     }
     // Both products share the tiles; the tallest belong to f16 and bf16 alone.
