@@ -18,6 +18,7 @@ constexpr int kScoreThreads = 256;
 constexpr int kPagesOfBlock = 64;
 constexpr int kHeadsAtOnce = 8;
 constexpr int kListThreads = 512;
+constexpr int kHeldKeys = 8192;  // of a list, in shared memory; longer ones are read again
 constexpr uint32_t kAll = 0xffffffffu;
 
 struct SelectShape {
@@ -186,6 +187,7 @@ __device__ int32_t BlockScan(int32_t mine, int32_t* warps, int32_t* total) {
 }
 
 __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) {
+  __shared__ uint32_t held[kHeldKeys];
   __shared__ int32_t bins[256];
   __shared__ int32_t warps[kListThreads / 32];
   __shared__ uint32_t chosen_digit;
@@ -212,14 +214,34 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const float* scores =
       s.launch.scores + (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) *
                             s.launch.max_pages;
+  const bool holds = tail - sinks <= kHeldKeys;
+  for (int32_t i = sinks + thread; holds && i < tail; i += kListThreads) {
+    held[i - sinks] = KeyOf(scores[i]);
+  }
+  __syncthreads();
+  const auto key_at = [&](int32_t page) {
+    return holds ? held[page - sinks] : KeyOf(scores[page]);
+  };
   // The wanted-th largest key, 8 bits at a time; `wanted` becomes how many of the equal ones to take.
   uint32_t prefix = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = thread; i < 256; i += kListThreads) bins[i] = 0;
     __syncthreads();
-    for (int32_t i = sinks + thread; i < tail; i += kListThreads) {
-      const uint32_t key = KeyOf(scores[i]);
-      if (shift == 24 || key >> (shift + 8) == prefix) atomicAdd(&bins[(key >> shift) & 255u], 1);
+    for (int32_t base = sinks; base < tail; base += kListThreads) {
+      const bool inside = base + thread < tail;
+      const uint32_t warp = __ballot_sync(kAll, inside);
+      if (!inside) continue;
+      const uint32_t key = key_at(base + thread);
+      const uint32_t digit = (key >> shift) & 255u;
+      if (shift == 24) {
+        // Most scores have one exponent: a warp adds its equals at once.
+        const uint32_t equals = __match_any_sync(warp, digit);
+        if (thread % 32 == __ffs(static_cast<int>(equals)) - 1) {
+          atomicAdd(&bins[digit], __popc(equals));
+        }
+      } else if (key >> (shift + 8) == prefix) {
+        atomicAdd(&bins[digit], 1);
+      }
     }
     __syncthreads();
     // Thread t < 256 looks at digit 255 - t: keys above it come first.
@@ -239,7 +261,7 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   int32_t written = sinks, equals = 0;
   for (int32_t base = sinks; base < tail; base += kListThreads) {
     const int32_t page = base + thread;
-    const uint32_t key = page < tail ? KeyOf(scores[page]) : 0;
+    const uint32_t key = page < tail ? key_at(page) : 0;
     const bool equal = page < tail && key == prefix;
     int32_t total;
     const int32_t rank = equals + BlockScan(equal ? 1 : 0, warps, &total);
