@@ -17,10 +17,11 @@ folder=${2:-build-gpu}
 parts=("${@:3}")
 [[ ${#parts[@]} -gt 0 ]] || parts=(tests sanitize attention linear portable server)
 
-tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests)
+tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests sampling_test)
 # What of them uses the device.
 declare -A filters=([kernels_tests]='*cuda*:*Cuda*:*MakeBackend*' [families_parity_tests]='*Cuda*'
-  [decoder_test]='*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*')
+  [decoder_test]='*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*Repeatable*'
+  [sampling_test]='*Device*')
 
 # The shared libraries that binaries need, without those of the C and C++ compilers.
 libraries() {
@@ -150,7 +151,7 @@ part_server() {
       "$scratch/$shape" || say "server: $shape: status $?"
     rm -rf "$scratch"
   done
-  grep -E '^(prefill|decode) |GEMM' "$log" >>"$logs/summary.txt" || true
+  grep -E '^(prefill|decode|       ) |GEMM' "$log" >>"$logs/summary.txt" || true
 }
 
 run() {

@@ -46,9 +46,10 @@ std::vector<OptionSection> MakeSections() {
            {.name = "device",
             .kind = kChoice,
             .field = LS_FIELD(device),
-            .help = "What runs the model: the optimised CPU backend, the CUDA backend (in builds "
-                    "that have it), or the plain float32 reference (slow; for checking).",
-            .choices = {"cpu", "cuda", "reference"}},
+            .help = "What runs the model: the CUDA backend (in builds that have it), the optimised "
+                    "CPU backend, or the plain float32 reference (slow; for checking). auto takes "
+                    "cuda where a device can be used, else cpu, and the log says which.",
+            .choices = {"auto", "cpu", "cuda", "reference"}},
            {.name = "kernels",
             .kind = kChoice,
             .field = LS_FIELD(kernels),
@@ -69,6 +70,11 @@ std::vector<OptionSection> MakeSections() {
             .min = 0,
             .max = 1024,
             .zero_means = "one per physical core available to the process"},
+           {.name = "cuda.graphs",
+            .kind = kSwitch,
+            .field = LS_FIELD(cuda.graphs),
+            .help = "Record the launches of steps that only decode as CUDA graphs and replay them: "
+                    "the same results, with less time between kernels."},
        }},
       {"KV cache",
        {
@@ -88,9 +94,11 @@ std::vector<OptionSection> MakeSections() {
             .kind = kNumber,
             .field = LS_FIELD(kv.memory_fraction),
             .help = "Share of the memory that the process may still use after loading the model "
-                    "(its control group's limit counts) to give to the KV cache.",
-            .min = 0.01,
-            .max = 0.95},
+                    "(its control group's limit counts; on a GPU: the device memory that a dry run "
+                    "of the largest steps leaves free) to give to the KV cache.",
+            .min = 0,
+            .max = 0.95,
+            .zero_means = "0.6 of host memory, 0.95 of a GPU's"},
        }},
       {"Sparsity",
        {

@@ -18,7 +18,7 @@ struct ServerConfig {
   std::string served_name;
   std::string chat_template;
   int64_t max_context = 0;
-  std::string device = "cpu";
+  std::string device = "auto";
   std::string kernels = "auto";
   std::string cpu_isa = "auto";
   int64_t threads = 0;
@@ -26,8 +26,12 @@ struct ServerConfig {
   struct {
     std::string dtype = "f16";
     int64_t memory = 0;  // bytes
-    double memory_fraction = 0.6;
+    double memory_fraction = 0;
   } kv;
+
+  struct {
+    bool graphs = true;
+  } cuda;
 
   struct {
     std::string plan;

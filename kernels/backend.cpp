@@ -1,5 +1,7 @@
 #include "kernels/backend.h"
 
+#include <algorithm>
+
 #include "config/base/check.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cuda/make_cuda_backend.h"
@@ -16,9 +18,9 @@ bool IsPowerOfTwo(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 absl::Status CheckNorm(ShapeCheck check, const TensorView& x, const TensorView& weight,
                        const TensorView& bias, const TensorView& out) {
   if (x.rank == 3) {
-    check.F32("x", x, {"rows", "heads", "dim"}).F32("out", out, {"rows", "heads", "dim"});
+    check.F32("x", x, {"rows", "heads", "dim"}).Activation("out", out, {"rows", "heads", "dim"});
   } else {
-    check.F32("x", x, {"rows", "dim"}).F32("out", out, {"rows", "dim"});
+    check.F32("x", x, {"rows", "dim"}).Activation("out", out, {"rows", "dim"});
   }
   const int64_t dim = check.Get("dim");
   const bool per_head = x.rank == 3 && weight.data != nullptr && weight.rank == 1 &&
@@ -148,7 +150,7 @@ absl::Status Backend::Linear(const LinearParams& p) {
   ShapeCheck check("Linear", device());
   check.Bind("N", p.weight->rows(), "weight")
       .Bind("K", p.weight->cols(), "weight")
-      .F32("x", p.x, {"M", "K"})
+      .Activation("x", p.x, {"M", "K"})
       .OptionalF32("bias", p.bias, {"N"})
       .F32("out", p.out, {"M", "N"});
   RETURN_IF_ERROR(check.status());
@@ -187,6 +189,7 @@ absl::Status Backend::KvWrite(const KvWriteParams& p) {
             "page ids and slots", p.k.shape[0]);
   RETURN_IF_ERROR(check.status());
   for (int64_t r = 0; r < p.k.shape[0]; ++r) {
+    if (p.page_ids[r] == kNoPage) continue;
     check.That(p.page_ids[r] >= 0 && p.page_ids[r] < p.cache.num_pages, "pages inside the cache",
                p.page_ids[r]);
     check.That(p.slots[r] >= 0 && p.slots[r] < kPageTokens, "slots inside a page", p.slots[r]);
@@ -200,7 +203,7 @@ absl::Status Backend::Attention(const AttentionParams& p) {
   RETURN_IF_ERROR(CheckCache(check, p.cache));
   check.Bind("head_dim", p.cache.head_dim, "cache")
       .F32("q", p.q, {"rows", "heads", "head_dim"})
-      .F32("out", p.out, {"rows", "heads", "head_dim"})
+      .Activation("out", p.out, {"rows", "heads", "head_dim"})
       .That(check.Get("heads") % p.cache.num_heads == 0, "query heads in whole groups",
             check.Get("heads"))
       .That(p.page_table.num_sequences == 0 ||
@@ -271,7 +274,7 @@ absl::Status Backend::GatedActivation(const GatedActivationParams& p) {
   ShapeCheck check("GatedActivation", device());
   check.F32("gate", p.gate, {"rows", "dim"})
       .F32("up", p.up, {"rows", "dim"})
-      .F32("out", p.out, {"rows", "dim"});
+      .Activation("out", p.out, {"rows", "dim"});
   RETURN_IF_ERROR(check.status());
   return DoGatedActivation(p);
 }
@@ -328,6 +331,36 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> Backend::PrepareLinear(
     std::span<const TensorView> parts, bool* keeps_views) {
   RETURN_IF_ERROR(CheckLinearParts(parts));
   return DoPrepareLinear(parts, keeps_views);
+}
+
+absl::StatusOr<std::span<const SampleResult>> Backend::Sample(const SampleParams& p) {
+  ShapeCheck check("Sample", device());
+  check.F32("logits", p.logits, {"rows", "vocab"})
+      .That(p.num_rows >= 0 && (p.rows != nullptr || p.num_rows == 0), "rows", p.num_rows)
+      .That(p.num_edits >= 0 && (p.edits != nullptr || p.num_edits == 0), "edits", p.num_edits);
+  RETURN_IF_ERROR(check.status());
+  for (int32_t i = 0; i < p.num_rows; ++i) {
+    const SampleRow& row = p.rows[i];
+    check.That(row.row >= 0 && row.row < p.logits.shape[0], "rows of the logits", row.row)
+        .That(row.edits_begin >= 0 && row.num_edits >= 0 &&
+                  row.num_edits <= p.num_edits - row.edits_begin,
+              "a row's edits among all", row.edits_begin)
+        .That(row.top_k >= 0 && row.top_k < p.logits.shape[1], "a top_k below the vocabulary",
+              row.top_k)
+        .That(row.num_top >= -1 && row.num_top <= std::min<int64_t>(kMaxSampleTop, p.logits.shape[1]),
+              "-1 to kMaxSampleTop best tokens", row.num_top);
+  }
+  for (int32_t i = 0; i < p.num_edits; ++i) {
+    check.That(p.edits[i].token >= 0 && p.edits[i].token < p.logits.shape[1],
+               "edits of tokens inside the vocabulary", p.edits[i].token);
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoSample(p);
+}
+
+absl::StatusOr<DeviceMemory> MemoryOf(BackendKind kind) {
+  if (kind == BackendKind::kCuda) return CudaMemory();
+  return absl::UnimplementedError("this backend computes in host memory");
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(BackendKind kind,

@@ -9,8 +9,10 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "config/base/status.h"
 #include "kernels/buffer.h"
@@ -26,12 +28,16 @@ class LinearWeight {
   int64_t cols() const { return cols_; }
   // Bytes this form takes beyond the views it was made from.
   int64_t owned_bytes() const { return owned_bytes_; }
+  // The type of activations that Linear takes without converting them. Where it is bf16, ops that
+  // make activations (op_params.h) may write them as such: the same values, rounded once.
+  DType input_type() const { return input_type_; }
 
  protected:
   LinearWeight(int64_t rows, int64_t cols) : rows_(rows), cols_(cols) {}
   int64_t rows_;
   int64_t cols_;
   int64_t owned_bytes_ = 0;
+  DType input_type_ = DType::kF32;
 };
 
 // cuda: which family of kernels runs.
@@ -45,7 +51,25 @@ struct BackendOptions {
   int num_threads = 0;   // 0: one per physical core available to the process
   std::string isa = {};  // cpu: "" best available, else "portable", "avx2", "avx512vnni", …
   KernelChoice kernels = KernelChoice::kAuto;
+  bool cuda_graphs = true;  // cuda: replay steps that repeat (BeginRepeatable)
 };
+
+struct DeviceMemory {
+  int64_t free_bytes = 0;  // not taken by any process
+  int64_t total_bytes = 0;
+};
+
+// Of one step, on the device.
+struct KernelTimes {
+  double attention_seconds = 0;
+  double linear_seconds = 0;  // matrix products, those of experts included
+  double other_seconds = 0;
+  double attention_flops = 0;  // 4 * head_dim for each key that was scored
+  double attention_bytes = 0;  // keys and values read, once for all heads that share them
+};
+
+// How a repeatable step runs: its ops are launched one by one, recorded, or replayed from a record.
+enum class StepRun : uint8_t { kLaunched, kRecorded, kReplayed };
 
 // Bytes in host memory that the ops of a step read.
 struct HostArray {
@@ -64,13 +88,14 @@ class Backend {
   virtual std::string Describe() const = 0;
 
   virtual absl::StatusOr<Buffer> Allocate(int64_t bytes) = 0;
+  // Address space alone: Buffer::Commit puts memory behind the parts that are used.
   virtual absl::StatusOr<Buffer> Reserve(int64_t bytes) = 0;
 
   // A view of a host tensor in the backend's memory, for as long as the backend lives; the tensor
   // itself where the backend computes on host memory. No data stays no data.
   virtual absl::StatusOr<TensorView> Resident(const TensorView& host) { return host; }
-  // Bytes of the device's memory that are not taken; UNIMPLEMENTED where that is the host's.
-  virtual absl::StatusOr<int64_t> FreeMemory() {
+  // The device's memory; UNIMPLEMENTED where that is the host's. Thread-safe.
+  virtual absl::StatusOr<DeviceMemory> Memory() const {
     return absl::UnimplementedError("this backend computes in host memory");
   }
 
@@ -78,10 +103,28 @@ class Backend {
   // that one of them took must not change before EndStep. `arrays` are those that the step will
   // use, as far as they are known: naming them saves copies, leaving one out is no error.
   virtual absl::Status BeginStep(std::span<const HostArray> arrays) { return absl::OkStatus(); }
+  // A step whose ops follow from `key` and the sizes of `arrays` alone: in all steps of one key the
+  // same ops are asked for with the same arguments, arrays in the same order, and only what the
+  // arrays hold differs. Like BeginStep; but after kReplayed the ops up to EndRepeatable are queued
+  // already and must not be asked for (what they did to the backend's memory is the same to the
+  // bit). Between the two calls the ops read no host arrays but the named ones.
+  virtual absl::StatusOr<StepRun> BeginRepeatable(std::span<const HostArray> arrays,
+                                                  std::string_view key) {
+    RETURN_IF_ERROR(BeginStep(arrays));
+    return StepRun::kLaunched;
+  }
+  virtual absl::Status EndRepeatable() { return absl::OkStatus(); }
+  // Whether BeginRepeatable is worth preparing for.
+  virtual bool repeats_steps() const { return false; }
   // Waits for the step's ops. INTERNAL: one of them failed on the device.
   virtual absl::Status EndStep() { return absl::OkStatus(); }
   // Where the tensor's contents are in host memory after EndStep, until the next BeginStep.
   virtual absl::StatusOr<TensorView> ToHost(const TensorView& t) { return t; }
+  // Whether Sample is there: on a device, where logits would have to be copied to be sampled.
+  virtual bool samples() const { return false; }
+  // How long kernels of the last step took by kind, if that step was measured: few are, because
+  // measuring costs time. Meaningful after EndStep.
+  virtual std::optional<KernelTimes> TakeKernelTimes() { return std::nullopt; }
   // False once the device cannot be used any more by this process.
   virtual bool healthy() const { return true; }
 
@@ -105,6 +148,9 @@ class Backend {
   absl::Status Softcap(const SoftcapParams& p);
   absl::Status GatherRows(const GatherRowsParams& p);
   absl::Status Moe(const MoeParams& p);
+  // Results, one for each row of `p`, lie in host memory after EndStep, until the next BeginStep.
+  // REQUIRES: samples(), within a step.
+  absl::StatusOr<std::span<const SampleResult>> Sample(const SampleParams& p);
 
  private:
   virtual absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(
@@ -124,6 +170,9 @@ class Backend {
   virtual absl::Status DoSoftcap(const SoftcapParams& p) = 0;
   virtual absl::Status DoGatherRows(const GatherRowsParams& p) = 0;
   virtual absl::Status DoMoe(const MoeParams& p) = 0;
+  virtual absl::StatusOr<std::span<const SampleResult>> DoSample(const SampleParams& p) {
+    return absl::UnimplementedError("this backend chooses no tokens");
+  }
 };
 
 enum class BackendKind { kReference, kCpu, kCuda };
@@ -131,5 +180,9 @@ enum class BackendKind { kReference, kCpu, kCuda };
 // UNIMPLEMENTED: built without CUDA. UNAVAILABLE: no usable device. INVALID_ARGUMENT: bad options.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(BackendKind kind,
                                                      const BackendOptions& options);
+
+// The memory that a backend of the kind would compute in, without making one. UNIMPLEMENTED: it is
+// the host's, or built without CUDA. UNAVAILABLE: no usable device.
+absl::StatusOr<DeviceMemory> MemoryOf(BackendKind kind);
 
 }  // namespace longstride::kernels

@@ -88,6 +88,12 @@ absl::StatusOr<Buffer> Buffer::ReserveHost(int64_t bytes) {
   return Buffer(data, bytes, Device::kCpu, std::make_shared<MapDeleter>());
 }
 
+absl::Status Buffer::Commit(int64_t offset, int64_t bytes) {
+  LS_CHECK(offset >= 0 && bytes >= 0 && bytes <= bytes_ - offset);
+  if (bytes == 0) return absl::OkStatus();
+  return deleter_->Commit(static_cast<char*>(data_) + offset, bytes);
+}
+
 void Buffer::Decommit(int64_t offset, int64_t bytes) {
   LS_CHECK(offset >= 0 && bytes >= 0 && bytes <= bytes_ - offset);
   if (bytes > 0) deleter_->Decommit(static_cast<char*>(data_) + offset, bytes);

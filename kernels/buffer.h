@@ -13,10 +13,12 @@ namespace longstride::kernels {
 // Movable owner of one allocation. A default-constructed Buffer is empty.
 class Buffer {
  public:
-  // How a backend gives memory back and (for reservations) uncommits a part of it.
+  // How a backend gives memory back and (for reservations) commits and uncommits a part of it.
   struct Deleter {
     virtual ~Deleter() = default;
     virtual void Free(void* data, int64_t bytes) = 0;
+    // Reservations only; the default is for those that the system commits when they are touched.
+    virtual absl::Status Commit(void* data, int64_t bytes) { return absl::OkStatus(); }
     // Reservations only; the default fails a check.
     virtual void Decommit(void* data, int64_t bytes);
   };
@@ -36,8 +38,13 @@ class Buffer {
   // reserves every group's worst case and lets the byte budget decide what is touched.
   static absl::StatusOr<Buffer> ReserveHost(int64_t bytes);
 
+  // Puts memory behind [offset, offset + bytes) where there is none yet: devices do not by
+  // themselves. All parts of one reservation have one size and lie at multiples of it.
+  // RESOURCE_EXHAUSTED: none is left. REQUIRES: made by a backend's Reserve.
+  absl::Status Commit(int64_t offset, int64_t bytes);
   // Gives the physical memory of [offset, offset + bytes) back to the system; the range reads as
-  // zeros afterwards. Whole system pages inside the range only. REQUIRES: made by ReserveHost.
+  // zeros afterwards (on a device it has to be committed again). Whole system pages inside the range
+  // only. REQUIRES: made by a backend's Reserve.
   void Decommit(int64_t offset, int64_t bytes);
 
   void* data() const { return data_; }

@@ -57,6 +57,10 @@ struct KvSelection {
   // Ascending within a list, no duplicates; kNoEntry is skipped (padding of device-made lists).
   const int32_t* entries = nullptr;
   int64_t num_entries = 0;                 // size of `entries`
+  // No list is longer; 0: not known. Whoever sets it also vouches that a tile of one row lists only
+  // entries with a key that the row sees. Kernels may then size their memory by this bound and take
+  // lists of single rows as they stand.
+  int32_t max_list_entries = 0;
   const EdgeRule* edges = nullptr;         // [num_list_heads]
   // `entries` were made by Backend::SelectPages and lie in the backend's memory. The rest of the
   // selection follows from lengths alone and lies in the host's. Every row's own page is listed; tiles

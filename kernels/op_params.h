@@ -1,6 +1,8 @@
 // Parameters of every numeric op, shared by all backends (reference, cpu, cuda). Plain structs that
 // a .cu file may include; shapes stand behind each field. Activations are float32 on the CPU.
 // Rows of an activation may be strided (TensorView::strides[0]); the innermost dimension never is.
+// What norms, attention and the gated activation write may on a device be bf16, as a weight's
+// LinearWeight::input_type asks; Linear takes it in place of float32.
 #pragma once
 
 #include <cstdint>
@@ -76,12 +78,13 @@ struct PositionScaleParams {
   float floor_scale = 8192.0f;
 };
 
-// Stores rows of k and v at (page, slot) of the cache, converting to its dtype.
+// Stores rows of k and v at (page, slot) of the cache, converting to its dtype. Rows of kNoPage are
+// padding: nothing is stored.
 struct KvWriteParams {
   TensorView k = {};  // [rows, KV heads, head_dim]
   TensorView v = {};  // [rows, KV heads, head_dim]
   PagedKv cache = {};
-  const int32_t* page_ids = nullptr;  // [rows] physical page of each row
+  const int32_t* page_ids = nullptr;  // [rows] physical page of each row, or kNoPage
   const int32_t* slots = nullptr;     // [rows] position mod kPageTokens
 };
 
@@ -235,6 +238,56 @@ struct MoeParams {
   float limit = 7.0f;
   bool accumulate = false;
   TensorView out = {};  // [rows, dim]
+};
+
+// Weights of tokens are integers, exp((logit - max) / temperature) in units of 2^-44, so that their
+// sums are the same in whatever order, on whatever device.
+inline constexpr int32_t kWeightBits = 44;
+
+// What happens to one token's logit before the choice, in this order; never to a logit of -inf.
+struct LogitEdit {
+  int32_t token = 0;
+  int32_t penalised = 0;  // 1: the repetition penalty applies
+  int32_t generated = 0;  // for the frequency penalty and, where more than 0, the presence penalty
+  float bias = 0.0f;
+  int32_t banned = 0;  // 1: -inf in the end
+};
+
+// One token to choose; the definition is model/sampler.h's.
+struct SampleRow {
+  int32_t row = 0;                   // of the logits
+  int32_t edits_begin = 0;           // its edits, one for a token at most
+  int32_t num_edits = 0;
+  float inverse_temperature = 0.0f;  // 0: greedy
+  float repetition_penalty = 1.0f;
+  float frequency_penalty = 0.0f;
+  float presence_penalty = 0.0f;
+  int32_t top_k = 0;  // 0: off
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  uint64_t uniform = 0;  // 53 random bits
+  int32_t num_top = -1;  // how many of the best unedited logits to report; -1: no sums either
+};
+
+inline constexpr int32_t kMaxSampleTop = 32;
+
+struct SampleResult {
+  int32_t token = 0;
+  int32_t valid = 0;    // 0: NaN or +inf in the logits, or no token is left; the rest is meaningless
+  float logit = 0.0f;   // the token's unedited one
+  float max = 0.0f;     // of the unedited logits
+  uint64_t mass = 0;    // sum of the unedited logits' weights at temperature 1, if num_top >= 0
+  int32_t top_tokens[kMaxSampleTop] = {};  // the first num_top, in no order
+  float top_logits[kMaxSampleTop] = {};
+};
+
+// Chooses tokens. Rows of `logits` that `rows` name (one each at most) hold edited logits afterwards.
+struct SampleParams {
+  TensorView logits = {};           // [M, vocab]
+  const SampleRow* rows = nullptr;  // [num_rows], host memory
+  int32_t num_rows = 0;
+  const LogitEdit* edits = nullptr;  // [num_edits], host memory
+  int32_t num_edits = 0;
 };
 
 }  // namespace longstride::kernels

@@ -106,6 +106,12 @@ ShapeCheck& ShapeCheck::F32(const char* name, const TensorView& t,
   return *this;
 }
 
+ShapeCheck& ShapeCheck::Activation(const char* name, const TensorView& t,
+                                   std::initializer_list<Dim> dims) {
+  if (device_ == Device::kCpu || t.dtype != DType::kBF16) return F32(name, t, dims);
+  return Tensor(name, t, dims, device_);
+}
+
 ShapeCheck& ShapeCheck::OptionalF32(const char* name, const TensorView& t,
                                     std::initializer_list<Dim> dims) {
   return t.data == nullptr ? *this : F32(name, t, dims);

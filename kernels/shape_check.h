@@ -35,6 +35,8 @@ class ShapeCheck {
                      Device device = Device::kCpu);
   // The same with dtype float32.
   ShapeCheck& F32(const char* name, const TensorView& t, std::initializer_list<Dim> dims);
+  // The same with dtype float32, or bf16 on a device.
+  ShapeCheck& Activation(const char* name, const TensorView& t, std::initializer_list<Dim> dims);
   // As F32, where a null `data` means "absent".
   ShapeCheck& OptionalF32(const char* name, const TensorView& t, std::initializer_list<Dim> dims);
   // Binds a symbol, or checks it against what it is bound to.

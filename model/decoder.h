@@ -14,6 +14,9 @@
 
 namespace longstride::model {
 
+// Bytes that a decoder of these limits allocates for activations and logits.
+int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens);
+
 // Not thread-safe: one engine thread. Spec, plan, cache and backend must outlive it.
 class Decoder {
  public:
@@ -35,6 +38,11 @@ class Decoder {
   // Runs one step. Every position of every run must have its pages in the input's page tables.
   // INVALID_ARGUMENT: a malformed input (checked); INTERNAL: a device failed.
   virtual absl::Status Forward(const ModelInput& input, ModelOutput* output) = 0;
+
+  // Runs the largest steps that the limits allow, on nothing: `sequences` that decode with
+  // `context` tokens each, and a prompt's chunk of the most tokens. What they allocate stays, so that
+  // no later step needs more memory but for the cache's pages. RESOURCE_EXHAUSTED: it is not there.
+  virtual absl::Status DryRun(int32_t sequences, int32_t context) = 0;
 
   // Bytes of prepared weights and of the workspace.
   virtual int64_t weight_bytes() const = 0;

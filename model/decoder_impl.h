@@ -4,11 +4,14 @@
 
 #include <functional>
 #include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "config/base/clock.h"
 #include "model/decoder.h"
 #include "model/decoder_weights.h"
+#include "model/device_choices.h"
 #include "model/ranked_selection.h"
 #include "model/step_layout.h"
 
@@ -27,10 +30,10 @@ class Timed {
   int64_t start_;
 };
 
-// A float32 matrix in memory of a backend.
-inline kernels::TensorView MatrixIn(const kernels::Buffer& buffer, int64_t rows, int64_t cols) {
-  kernels::TensorView view =
-      kernels::TensorView::Matrix(buffer.data(), kernels::DType::kF32, rows, cols);
+// A matrix in memory of a backend.
+inline kernels::TensorView MatrixIn(const kernels::Buffer& buffer, int64_t rows, int64_t cols,
+                                    kernels::DType dtype = kernels::DType::kF32) {
+  kernels::TensorView view = kernels::TensorView::Matrix(buffer.data(), dtype, rows, cols);
   view.device = buffer.device();
   return view;
 }
@@ -38,7 +41,7 @@ inline kernels::TensorView MatrixIn(const kernels::Buffer& buffer, int64_t rows,
 // `cols` columns of a matrix, from `first`.
 inline kernels::TensorView Columns(const kernels::TensorView& m, int64_t first, int64_t cols) {
   kernels::TensorView view = m;
-  view.data = m.ptr<float>() + first;
+  view.data = static_cast<char*>(m.data) + first * kernels::BlockBytes(m.dtype);
   view.shape[1] = cols;
   return view;
 }
@@ -62,6 +65,7 @@ class DecoderImpl : public Decoder {
                                                     int32_t max_step_tokens) const override;
   void SetObserver(AttentionObserver* observer) override { observer_ = observer; }
   absl::Status Forward(const ModelInput& input, ModelOutput* output) override;
+  absl::Status DryRun(int32_t sequences, int32_t context) override;
   int64_t weight_bytes() const override { return resident_->weights.owned_bytes; }
   int64_t workspace_bytes() const override { return work_.bytes; }
   int32_t max_logits_rows() const override { return limits_.max_logits_rows; }
@@ -72,6 +76,7 @@ class DecoderImpl : public Decoder {
   // Activations of one step: [max_step_tokens, width] each.
   struct Workspace {
     kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
+    kernels::Buffer activated;  // 16-bit, where a product asks for that
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
     int64_t bytes = 0;
@@ -85,14 +90,26 @@ class DecoderImpl : public Decoder {
   // Has the backend hold the vectors and tables of the spec.
   absl::Status MakeResident(ResidentModel* resident) const;
   absl::Status AllocateWorkspace();
-  absl::Status Compute(const ModelInput& input, ModelOutput* output);
-  void BeginStep(const ModelInput& input, ModelOutput* output);
-  // Tells the backend which host arrays the step's ops read.
-  absl::Status NameArrays(const ModelInput& input);
+  // The part of it that follows from what the prepared weights take.
+  absl::Status AllocateActivated();
+  void BeginStep(ModelOutput* output);
   absl::Status SelectKeys();
-  absl::Status Embed(const ModelInput& input);
+  // Tells the backend which host arrays the step's ops read.
+  void NameArrays();
+  // What else the ops of a repeatable step follow from.
+  std::string RepeatKey() const;
+  absl::Status Compute();
+  absl::Status Embed();
   absl::Status RunLayer(size_t l);
-  absl::Status Finish(ModelOutput* output);
+  absl::Status Finish();
+  // Compute, or what it would leave behind where a replay did its work.
+  absl::Status ComputeRepeatable(ModelOutput* output);
+  absl::Status CountReplayed();
+  // Computes layout_ and the selections as they are, whatever comes out.
+  absl::Status RunDry();
+  // Ends the step; choices that the device can make are made there.
+  absl::Status Deliver(const ModelInput& input, int32_t num_logits, ModelOutput* output);
+  absl::StatusOr<std::span<const kernels::SampleResult>> Choose(const ModelInput& input);
 
   // Attention (decoder_attention.cpp). qkv is [rows, (heads + 2 * KV heads) * head_dim].
   absl::Status NormHeads(const LayerSpec& layer, const TensorView& qkv);
@@ -106,7 +123,7 @@ class DecoderImpl : public Decoder {
 
   // Branches into the residual stream (decoder_mlp.cpp).
   absl::Status Norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
-                    TensorView* out);
+                    kernels::DType type, TensorView* out);
   absl::Status NormInto(const TensorView& x, const TensorView& weight, const TensorView& bias,
                         const TensorView& out);
   absl::Status Linear(const TensorView& x, const kernels::LinearWeight* weight,
@@ -122,8 +139,9 @@ class DecoderImpl : public Decoder {
   absl::Status Gather(TensorView* x, const std::vector<int32_t>& rows, const kernels::Buffer& to);
   absl::Status TakeRows(const TensorView& x, const std::vector<int32_t>& rows,
                         const kernels::Buffer& to, TensorView* out);
-  TensorView Rows(const kernels::Buffer& buffer, int64_t width) const {
-    return MatrixIn(buffer, rows_, width);
+  TensorView Rows(const kernels::Buffer& buffer, int64_t width,
+                  kernels::DType dtype = kernels::DType::kF32) const {
+    return MatrixIn(buffer, rows_, width, dtype);
   }
 
   kernels::Backend* backend_;
@@ -135,6 +153,7 @@ class DecoderImpl : public Decoder {
   Workspace work_;
   std::vector<std::vector<int32_t>> layer_groups_;              // [layer] groups it writes to
   std::vector<bool> used_before_last_, used_in_last_;           // [pattern]
+  std::vector<int64_t> pattern_heads_;                          // [pattern] of all layers
   std::vector<SelectionBuilder> selections_, last_selections_;  // [pattern]
   // Query-dependent patterns, once for each number of list heads in use, and which of them a layer's
   // segments read: -1 where the pattern is a static one.
@@ -149,6 +168,9 @@ class DecoderImpl : public Decoder {
   std::vector<kernels::HostArray> arrays_;
   TensorView x_;       // the residual stream
   TensorView h_;       // what the branch being computed reads: x_, normed where the layer says so
+  TensorView hidden_, logits_;  // what was asked for
+  DeviceChoices choices_;
+  std::vector<size_t> choice_of_;  // [choices_] index into the input's
   int32_t rows_ = 0;   // rows still computed: all, or behind the last layer's KV the wanted ones
   bool last_ = false;  // rows_ are the wanted ones
   StepTimes* times_ = nullptr;

@@ -8,14 +8,14 @@ namespace longstride::model {
 using kernels::LinearWeight;
 using kernels::TensorView;
 
-// out = norm(x), or x itself where the layer has no such norm.
+// out = norm(x) as `type`, or x itself where the layer has no such norm.
 absl::Status DecoderImpl::Norm(const TensorView& x, const TensorView& weight,
-                               const TensorView& bias, TensorView* out) {
+                               const TensorView& bias, kernels::DType type, TensorView* out) {
   if (weight.data == nullptr) {
     *out = x;
     return absl::OkStatus();
   }
-  *out = Rows(last_ ? work_.last_normed : work_.normed, spec_->dim);
+  *out = Rows(last_ ? work_.last_normed : work_.normed, spec_->dim, type);
   return NormInto(x, weight, bias, *out);
 }
 
@@ -57,19 +57,22 @@ absl::Status DecoderImpl::AddBranch(const TensorView& branch, const TensorView& 
   return backend_->Add({.x = x_, .y = branch, .a = 1.0f, .b = spec_->residual_scale, .out = x_});
 }
 
-// activation(gate(h)) * up(h), in place of the gate.
+// activation(gate(h)) * up(h), in place of the gate where that has the type.
 absl::StatusOr<TensorView> DecoderImpl::Activated(const LayerSpec& layer, const PreparedLayer& w) {
   const int64_t ffn = w.down->cols();
   const TensorView gate_up = Rows(work_.gate_up, 2 * ffn);
   RETURN_IF_ERROR(Linear(h_, w.gate_up.get(), w.gate_up_bias, gate_up));
   Timed timed(&times_->other_ns);
   const TensorView gate = Columns(gate_up, 0, ffn);
+  const kernels::DType type = w.down->input_type();
+  const TensorView out =
+      type == kernels::DType::kF32 ? gate : Rows(work_.activated, ffn, type);
   RETURN_IF_ERROR(backend_->GatedActivation({.gate = gate,
                                              .up = Columns(gate_up, ffn, ffn),
                                              .activation = layer.mlp.activation,
                                              .limit = layer.mlp.activation_limit,
-                                             .out = gate}));
-  return gate;
+                                             .out = out}));
+  return out;
 }
 
 absl::Status DecoderImpl::AddMlp(const LayerSpec& layer, const PreparedLayer& w) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "config/base/check.h"
 
@@ -35,6 +36,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend* backe
     ASSIGN_OR_RETURN(kernels::Buffer memory, backend->Reserve(pages * group.page_bytes));
     cache->memory_.push_back(std::move(memory));
     cache->num_pages_.push_back(static_cast<int32_t>(pages));
+    cache->committed_.emplace_back(static_cast<size_t>(pages), false);
     const int32_t last_layer = *std::max_element(group.layers.begin(), group.layers.end());
     std::vector<int32_t> slots(static_cast<size_t>(last_layer) + 1, -1);
     for (size_t i = 0; i < group.layers.size(); ++i) {
@@ -44,6 +46,14 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(kernels::Backend* backe
   }
   cache->groups_ = std::move(groups);
   return cache;
+}
+
+absl::Status KvCache::SetBudget(kernels::Backend* backend, int64_t bytes) {
+  KvCacheOptions options = options_;
+  options.budget_bytes = bytes;
+  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> made, Create(backend, groups_, options));
+  *this = std::move(*made);
+  return absl::OkStatus();
 }
 
 int64_t KvCache::LayerBytes(size_t group) const { return PageStride(group) * num_pages_[group]; }
@@ -70,6 +80,21 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
           .summaries = groups_[g].summaries ? base + 2 * k_bytes : nullptr};
 }
 
+absl::Status KvCache::Commit(int32_t group, std::span<const int32_t> pages) {
+  const auto g = static_cast<size_t>(group);
+  const int64_t stride = PageStride(g);
+  const auto layers = static_cast<int64_t>(groups_[g].layers.size());
+  std::vector<bool>& committed = committed_[g];
+  for (const int32_t page : pages) {
+    if (page == kernels::kNoPage || committed[static_cast<size_t>(page)]) continue;
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      RETURN_IF_ERROR(memory_[g].Commit(layer * LayerBytes(g) + page * stride, stride));
+    }
+    committed[static_cast<size_t>(page)] = true;
+  }
+  return absl::OkStatus();
+}
+
 void KvCache::Decommit(int32_t group, std::span<const int32_t> pages) {
   const auto g = static_cast<size_t>(group);
   const int64_t stride = PageStride(g);
@@ -79,6 +104,8 @@ void KvCache::Decommit(int32_t group, std::span<const int32_t> pages) {
     size_t end = begin + 1;
     while (end < pages.size() && pages[end] == pages[end - 1] + 1) ++end;
     LS_CHECK(pages[begin] >= 0 && pages[end - 1] < num_pages_[g]);
+    std::fill(committed_[g].begin() + pages[begin], committed_[g].begin() + pages[end - 1] + 1,
+              false);
     for (int64_t layer = 0; layer < layers; ++layer) {
       memory_[g].Decommit(layer * LayerBytes(g) + pages[begin] * stride,
                           static_cast<int64_t>(end - begin) * stride);

@@ -27,6 +27,9 @@ class KvCache {
                                                          std::vector<CacheGroup> groups,
                                                          const KvCacheOptions& options);
 
+  // Another budget, and room for as many pages. REQUIRES: no page is committed. Errors: Create's.
+  absl::Status SetBudget(kernels::Backend* backend, int64_t bytes);
+
   const std::vector<CacheGroup>& groups() const { return groups_; }
   int32_t num_pages(int32_t group) const { return num_pages_[group]; }
   const KvCacheOptions& options() const { return options_; }
@@ -35,6 +38,9 @@ class KvCache {
   // must belong to the group.
   kernels::PagedKv View(int32_t group, int32_t layer) const;
 
+  // Puts memory behind pages that are about to be written, where they have none yet; kNoPage is
+  // skipped. RESOURCE_EXHAUSTED: the device has none left.
+  absl::Status Commit(int32_t group, std::span<const int32_t> pages);
   // Gives the memory of free pages back to the system. Contents are lost.
   void Decommit(int32_t group, std::span<const int32_t> pages);
   // Copies a page's contents within a group (copy-on-write).
@@ -50,6 +56,7 @@ class KvCache {
   KvCacheOptions options_;
   std::vector<int32_t> num_pages_;
   std::vector<std::vector<int32_t>> layer_slot_;  // [group][layer] -> slot in the group, or -1
+  std::vector<std::vector<bool>> committed_;      // [group][page]
   // [group]: [layer][page], a page being K [head][64][head_dim], V the same, and where the group has
   // summaries [head][3][head_dim].
   std::vector<kernels::Buffer> memory_;

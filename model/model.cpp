@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "config/base/logging.h"
-#include "model/available_memory.h"
 #include "model/families/family.h"
+#include "model/kv_budget.h"
 #include "model/tokenizer_loading.h"
 
 namespace longstride::model {
@@ -26,27 +26,6 @@ absl::StatusOr<int32_t> ChooseContext(int32_t wanted, const ModelSpec& spec) {
                spec.max_positions, "; give at most that, or 0 for all of it."));
   }
   return wanted == 0 ? spec.max_positions : wanted;
-}
-
-// What the KV cache may take, where the operator did not say: a share of what will be left when the
-// weights (which take about their file's size, repacked or mapped) are in memory.
-absl::StatusOr<int64_t> ChooseKvBudget(const ModelOptions& options, kernels::Backend& backend,
-                                       int64_t weight_file_bytes) {
-  if (options.kv_budget_bytes < 0) {
-    return absl::InvalidArgumentError(
-        StrCat("the KV cache's size is ", options.kv_budget_bytes, " bytes; give 0 or more."));
-  }
-  if (options.kv_budget_bytes > 0) return options.kv_budget_bytes;
-  if (!(options.kv_memory_fraction > 0.0) || options.kv_memory_fraction > 1.0) {
-    return absl::InvalidArgumentError(StrCat("the KV cache's share of memory is ",
-                                             options.kv_memory_fraction,
-                                             "; give more than 0 and at most 1."));
-  }
-  absl::StatusOr<int64_t> available = backend.FreeMemory();
-  if (absl::IsUnimplemented(available.status())) available = AvailableMemory();
-  RETURN_IF_ERROR(available.status());
-  const int64_t left = std::max<int64_t>(0, *available - weight_file_bytes);
-  return static_cast<int64_t>(static_cast<double>(left) * options.kv_memory_fraction);
 }
 
 // The checkpoint's ends of generation and the tokenizer's ends of turn.
@@ -103,14 +82,27 @@ absl::Status Model::Init(const ModelOptions& options) {
 
 absl::Status Model::InitCompute() {
   ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.backend, options_.backend_options));
-  ASSIGN_OR_RETURN(const int64_t budget, ChooseKvBudget(options_, *backend_, weights_->file_bytes()));
+  RETURN_IF_ERROR(CheckKvOptions(options_));
+  const bool on_host = absl::IsUnimplemented(backend_->Memory().status());
+  // On a device the rest of the need is measured first: the cache begins as small as can be.
+  int64_t budget = 0;
+  if (on_host) {
+    ASSIGN_OR_RETURN(budget, HostKvBudget(options_, weights_->file_bytes()));
+  } else {
+    for (const CacheGroup& group : plan_.groups) budget += group.page_bytes;
+  }
   ASSIGN_OR_RETURN(cache_, KvCache::Create(backend_.get(), plan_.groups,
                                            {.dtype = options_.kv_dtype, .budget_bytes = budget}));
   ASSIGN_OR_RETURN(
       decoder_,
       Decoder::Create(backend_.get(), &spec_, &plan_, cache_.get(), options_.max_step_tokens,
                       [this](const kernels::TensorView& v) { weights_->Release(v); }));
-  return absl::OkStatus();
+  if (on_host) return absl::OkStatus();
+  const absl::Status dry = decoder_->DryRun(options_.max_sequences, max_context_);
+  if (!dry.ok()) return Annotate(dry, "in a dry run of the largest steps");
+  ASSIGN_OR_RETURN(const kernels::DeviceMemory memory, backend_->Memory());
+  ASSIGN_OR_RETURN(budget, DeviceKvBudget(options_, memory, plan_.groups));
+  return cache_->SetBudget(backend_.get(), budget);
 }
 
 absl::Status Model::InitText() {

@@ -29,9 +29,10 @@ struct ModelOptions {
   kernels::BackendOptions backend_options;
   kernels::KvDType kv_dtype = kernels::KvDType::kF16;
   int64_t kv_budget_bytes = 0;  // 0: kv_memory_fraction of what the process may still use
-  double kv_memory_fraction = 0.6;
+  double kv_memory_fraction = 0.0;  // 0: the device's usual share (model/kv_budget.h)
   int32_t max_context = 0;        // 0: the checkpoint's
   int32_t max_step_tokens = 512;  // tokens of one forward pass
+  int32_t max_sequences = 64;     // that one forward pass may decode
   std::string chat_template;      // "" : the checkpoint's, or the family's published one
 };
 

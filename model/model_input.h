@@ -4,10 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "kernels/backend.h"
 #include "kernels/paged_kv.h"
 #include "kernels/tensor_view.h"
+#include "model/sampler.h"
 
 namespace longstride::model {
 
@@ -30,11 +33,18 @@ struct GroupPageTable {
   int64_t stride = 0;
 };
 
+// A token to choose after the step.
+struct TokenChoice {
+  int32_t logits_row = 0;  // of all rows of logits that the runs want
+  SamplingContext context;
+};
+
 struct ModelInput {
   int32_t num_sequences = 0;
   std::vector<InputRun> runs;               // by sequence; at most one run per sequence
   std::vector<int32_t> token_ids;           // the runs' tokens, one after the other
   std::vector<GroupPageTable> page_tables;  // one per cache group
+  std::vector<TokenChoice> choices;         // by row, one for a row at most
 };
 
 // Keys that attention could have read (dense) and did, by pattern; exported as metrics.
@@ -53,9 +63,15 @@ struct StepTimes {
 };
 
 struct ModelOutput {
+  // How a step ran that may be replayed; none: it is not of that kind, or the backend replays none.
+  std::optional<kernels::StepRun> repeatable;
   // [total num_logits, vocab] f32, in the order of the runs; owned by the model, valid until the
-  // next Forward.
+  // next Forward. No data where every row's token was chosen on the device.
   kernels::TensorView logits;
+  // [choices] what was chosen on the device; nothing where the caller has to sample from `logits`.
+  // A chosen token's row of logits is meaningless.
+  std::vector<std::optional<SampledToken>> chosen;
+  std::optional<kernels::KernelTimes> kernel_times;  // if this step was measured
   kernels::TensorView hidden;  // [tokens of runs with wants_hidden, dim] f32
   std::vector<PatternCounters> counters;
   StepTimes times;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 
+#include "kernels/op_params.h"
 #include "model/sampler_kernels.h"
 
 namespace longstride::model {
@@ -13,11 +14,60 @@ namespace {
 using sampling::kBlock;
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr float kGreedyBelow = 1e-6f;  // temperatures below divide by nothing sensible
 constexpr int32_t kSeenInPrompt = 1 << 30;
 
-// Philox4x32-10 (Salmon et al., 2011): the same counter and key give the same number anywhere.
-double Uniform(uint64_t seed, uint32_t choice, uint32_t position) {
+uint64_t Sum(const std::vector<uint64_t>& weights) {
+  uint64_t sum = 0;
+  for (const uint64_t weight : weights) sum += weight;
+  return sum;
+}
+
+float Finite(float x) {
+  constexpr float kMax = std::numeric_limits<float>::max();
+  return std::clamp(x, -kMax, kMax);
+}
+
+// The part `share` of a sum of weights, rounded up.
+uint64_t PartOf(float share, uint64_t mass) {
+  return static_cast<uint64_t>(std::ceil(static_cast<double>(share) * static_cast<double>(mass)));
+}
+
+// The part of a sum of weights that 53 random bits say: less than all of it.
+uint64_t Drawn(uint64_t uniform, uint64_t mass) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(uniform) * mass >> 53);
+}
+
+// Reorders `items` so that the first ones in `before`'s order, whose weights reach `mass`, come
+// first; returns how many (at least one). Linear on average: no full sort.
+template <typename T, typename Before>
+size_t SelectMass(std::vector<T>* items, uint64_t mass, Before before) {
+  size_t low = 0, high = items->size();
+  uint64_t taken = 0;
+  const auto at = [&](size_t i) { return items->begin() + static_cast<ptrdiff_t>(i); };
+  while (high - low > 32) {
+    const size_t middle = low + (high - low) / 2;
+    std::nth_element(at(low), at(middle), at(high), before);
+    uint64_t half = 0;
+    for (size_t i = low; i < middle; ++i) half += (*items)[i].weight;
+    if (taken + half >= mass) {
+      high = middle;
+    } else {
+      taken += half;
+      low = middle;
+    }
+  }
+  std::sort(at(low), at(high), before);
+  while (low < high) {
+    taken += (*items)[low++].weight;
+    if (taken >= mass) break;
+  }
+  return std::max<size_t>(low, 1);
+}
+
+}  // namespace
+
+// Philox4x32-10 (Salmon et al., 2011).
+uint64_t SamplingUniform(uint64_t seed, uint32_t choice, uint32_t position) {
   uint32_t c[4] = {position, choice, 0, 0};
   auto k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -30,43 +80,13 @@ double Uniform(uint64_t seed, uint32_t choice, uint32_t position) {
     k0 += 0x9E3779B9;
     k1 += 0xBB67AE85;
   }
-  const uint64_t bits = (uint64_t{c[0]} << 32 | c[1]) >> 11;
-  return static_cast<double>(bits) * 0x1p-53;
+  return (uint64_t{c[0]} << 32 | c[1]) >> 11;
 }
 
-float Finite(float x) {
-  constexpr float kMax = std::numeric_limits<float>::max();
-  return std::clamp(x, -kMax, kMax);
+double LogSumOfWeights(float max, uint64_t mass) {
+  return static_cast<double>(max) + std::log(std::ldexp(static_cast<double>(mass),
+                                                        -kernels::kWeightBits));
 }
-
-// Reorders `items` so that the first ones in `before`'s order, whose weights reach `mass`, come
-// first; returns how many (at least one). Linear on average: no full sort.
-template <typename T, typename Before, typename Weight>
-size_t SelectMass(std::vector<T>* items, double mass, Before before, Weight weight) {
-  size_t low = 0, high = items->size();
-  double taken = 0;
-  const auto at = [&](size_t i) { return items->begin() + static_cast<ptrdiff_t>(i); };
-  while (high - low > 32) {
-    const size_t middle = low + (high - low) / 2;
-    std::nth_element(at(low), at(middle), at(high), before);
-    double half = 0;
-    for (size_t i = low; i < middle; ++i) half += weight((*items)[i]);
-    if (taken + half >= mass) {
-      high = middle;
-    } else {
-      taken += half;
-      low = middle;
-    }
-  }
-  std::sort(at(low), at(high), before);
-  while (low < high) {
-    taken += weight((*items)[low++]);
-    if (taken >= mass) break;
-  }
-  return std::max<size_t>(low, 1);
-}
-
-}  // namespace
 
 // Block maxima and the maximum; false for NaN, +inf or nothing finite.
 bool Sampler::Scan(std::span<const float> logits) {
@@ -95,11 +115,9 @@ void Sampler::RescanBlocksOf(std::span<const float> logits) {
 
 double Sampler::LogSumExp(std::span<const float> logits) {
   block_sum_.resize(block_max_.size());
-  sampling::BlockExpSums(logits.data(), static_cast<int32_t>(logits.size()), max_, 1.0f,
+  sampling::BlockWeights(logits.data(), static_cast<int32_t>(logits.size()), max_, 1.0f,
                          block_sum_.data());
-  double sum = 0;
-  for (const double block : block_sum_) sum += block;
-  return static_cast<double>(max_) + std::log(sum);
+  return LogSumOfWeights(max_, Sum(block_sum_));
 }
 
 void Sampler::GatherAbove(std::span<const float> logits, float threshold) {
@@ -109,7 +127,7 @@ void Sampler::GatherAbove(std::span<const float> logits, float threshold) {
     const size_t end = std::min(logits.size(), (block + 1) * kBlock);
     for (size_t i = block * kBlock; i < end; ++i) {
       if (logits[i] >= threshold && logits[i] != kMinusInfinity) {
-        candidates_.push_back({logits[i], static_cast<int32_t>(i), 0.0f});
+        candidates_.push_back({logits[i], static_cast<int32_t>(i), 0});
       }
     }
   }
@@ -208,7 +226,7 @@ void Sampler::ApplyMasks(std::span<float> logits, const SamplingContext& context
   if (!p.allowed_token_ids.empty()) {
     candidates_.clear();
     for (const int32_t token : p.allowed_token_ids) {
-      if (valid(token)) candidates_.push_back({logits[static_cast<size_t>(token)], token, 0.0f});
+      if (valid(token)) candidates_.push_back({logits[static_cast<size_t>(token)], token, 0});
     }
     // What is masked out is not chosen, so its logit need not be remembered.
     std::fill(logits.begin(), logits.end(), kMinusInfinity);
@@ -234,26 +252,28 @@ int32_t Sampler::Greedy(std::span<const float> logits) const {
 
 void Sampler::Weigh(float inverse_temperature) {
   for (Candidate& c : candidates_) {
-    c.weight = sampling::ExpWeight(c.logit, max_, inverse_temperature);
+    c.weight = sampling::Weight(c.logit, max_, inverse_temperature);
   }
 }
 
-double Sampler::CandidateMass() const {
-  double mass = 0;
-  for (const Candidate& c : candidates_) mass += static_cast<double>(c.weight);
+uint64_t Sampler::CandidateMass() const {
+  uint64_t mass = 0;
+  for (const Candidate& c : candidates_) mass += c.weight;
   return mass;
 }
 
 // Tokens whose information is nearest to the distribution's entropy, until they hold mass p.
-void Sampler::FilterTypical(double p, float inverse_temperature) {
-  const double mass = CandidateMass();
-  const double log_mass = std::log(mass);
+void Sampler::FilterTypical(float p, float inverse_temperature) {
+  const uint64_t mass = CandidateMass();
+  const double log_mass = LogSumOfWeights(0.0f, mass);
   const auto information = [&](const Candidate& c) {
     return log_mass - static_cast<double>((c.logit - max_) * inverse_temperature);
   };
   double entropy = 0;
   for (const Candidate& c : candidates_) {
-    if (c.weight > 0) entropy += c.weight / mass * information(c);
+    if (c.weight > 0) {
+      entropy += static_cast<double>(c.weight) / static_cast<double>(mass) * information(c);
+    }
   }
   // `logit` of the ranked copies holds the distance, so that the order is a plain comparison.
   ranked_.clear();
@@ -265,9 +285,7 @@ void Sampler::FilterTypical(double p, float inverse_temperature) {
   const auto before = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit < b.logit : a.token < b.token;
   };
-  const size_t kept = SelectMass(&ranked_, p * mass, before, [](const Candidate& c) {
-    return static_cast<double>(c.weight);
-  });
+  const size_t kept = SelectMass(&ranked_, PartOf(p, mass), before);
   ranked_.resize(kept);
   std::sort(ranked_.begin(), ranked_.end(),
             [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
@@ -282,53 +300,41 @@ void Sampler::FilterTypical(double p, float inverse_temperature) {
 }
 
 // The best candidates until their weights reach `mass`.
-void Sampler::FilterTopP(double mass) {
+void Sampler::FilterTopP(uint64_t mass) {
   const auto before = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
   };
   ranked_ = candidates_;
-  const size_t kept = SelectMass(&ranked_, mass, before, [](const Candidate& c) {
-    return static_cast<double>(c.weight);
-  });
+  const size_t kept = SelectMass(&ranked_, mass, before);
   const auto last = std::max_element(ranked_.begin(), ranked_.begin() + static_cast<ptrdiff_t>(kept),
                                      before);
   std::erase_if(candidates_, [&](const Candidate& c) { return before(*last, c); });
 }
 
-void Sampler::FilterMinP(double min_p) {
-  float best = 0;
+void Sampler::FilterMinP(float min_p) {
+  uint64_t best = 0;
   for (const Candidate& c : candidates_) best = std::max(best, c.weight);
-  std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < min_p * best; });
+  const uint64_t least = PartOf(min_p, best);
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < least; });
 }
 
 int32_t Sampler::DrawFromAll(std::span<const float> logits, float inverse_temperature,
-                             double uniform) {
-  double sum = 0;
-  for (const double block : block_sum_) sum += block;
-  double target = uniform * sum;
+                             uint64_t uniform) {
+  uint64_t target = Drawn(uniform, Sum(block_sum_));
   size_t block = 0;
-  while (block + 1 < block_sum_.size() && target >= block_sum_[block]) target -= block_sum_[block++];
-  // Rounding may lead past the end: then it is the last token with any weight.
-  for (;; --block) {
-    int32_t last = -1;
-    const size_t end = std::min(logits.size(), (block + 1) * kBlock);
-    for (size_t i = block * kBlock; i < end; ++i) {
-      const float weight = sampling::ExpWeight(logits[i], max_, inverse_temperature);
-      if (weight <= 0) continue;
-      last = static_cast<int32_t>(i);
-      target -= static_cast<double>(weight);
-      if (target < 0) return last;
-    }
-    if (last >= 0) return last;
-    if (block == 0) return Greedy(logits);
+  while (target >= block_sum_[block]) target -= block_sum_[block++];
+  for (size_t i = block * kBlock;; ++i) {
+    const uint64_t weight = sampling::Weight(logits[i], max_, inverse_temperature);
+    if (target < weight) return static_cast<int32_t>(i);
+    target -= weight;
   }
 }
 
 int32_t Sampler::Draw(std::span<const float> logits, const SamplingContext& context) {
   const SamplingParams& p = *context.params;
   const float inverse_temperature = 1.0f / p.temperature;
-  const double uniform =
-      Uniform(p.seed, context.choice, static_cast<uint32_t>(context.generated.size()));
+  const uint64_t uniform =
+      SamplingUniform(p.seed, context.choice, static_cast<uint32_t>(context.generated.size()));
   const bool top_k = p.top_k > 0 && static_cast<size_t>(p.top_k) < logits.size();
   const bool typical = p.typical_p < 1.0f, top_p = p.top_p < 1.0f;
   if (top_k) {
@@ -340,39 +346,33 @@ int32_t Sampler::Draw(std::span<const float> logits, const SamplingContext& cont
   }
   if (top_k || typical) {
     if (typical) FilterTypical(p.typical_p, inverse_temperature);
-    if (top_p) FilterTopP(p.top_p * CandidateMass());
+    if (top_p) FilterTopP(PartOf(p.top_p, CandidateMass()));
   } else {
     block_sum_.resize(block_max_.size());
     const bool needs_sum = top_p || p.min_p <= 0;
     if (needs_sum) {
-      sampling::BlockExpSums(logits.data(), static_cast<int32_t>(logits.size()), max_,
+      sampling::BlockWeights(logits.data(), static_cast<int32_t>(logits.size()), max_,
                              inverse_temperature, block_sum_.data());
     }
     if (!top_p && p.min_p <= 0) return DrawFromAll(logits, inverse_temperature, uniform);
-    double sum = 0;
-    if (top_p) {
-      for (const double block : block_sum_) sum += block;
-    }
+    const uint64_t mass = top_p ? PartOf(p.top_p, Sum(block_sum_)) : 0;
     // Both cut the same descending order, so what min-p drops need not be looked at: only the first
     // candidates are gathered, wider until they hold the mass.
     float depth = p.min_p > 0 ? std::max(-std::log(p.min_p), 0.0f) + 1e-3f : 8.0f;
     for (;; depth *= 4) {
       GatherAbove(logits, depth > 90.0f ? kMinusInfinity : max_ - depth * p.temperature);
       Weigh(inverse_temperature);
-      if (p.min_p > 0 || depth > 90.0f || CandidateMass() >= p.top_p * sum) break;
+      if (p.min_p > 0 || depth > 90.0f || CandidateMass() >= mass) break;
     }
-    if (top_p) FilterTopP(p.top_p * sum);
+    if (top_p) FilterTopP(mass);
   }
   if (p.min_p > 0) FilterMinP(p.min_p);
-  double target = uniform * CandidateMass();
-  int32_t last = candidates_.front().token;
+  uint64_t target = Drawn(uniform, CandidateMass());
   for (const Candidate& c : candidates_) {
-    if (c.weight <= 0) continue;
-    last = c.token;
-    target -= static_cast<double>(c.weight);
-    if (target < 0) break;
+    if (target < c.weight) return c.token;
+    target -= c.weight;
   }
-  return last;
+  return candidates_.front().token;  // not reached: the best has a weight
 }
 
 SampledToken Sampler::Sample(std::span<float> logits, const SamplingContext& context) {

@@ -4,6 +4,8 @@
 // Order: repetition, frequency and presence penalties; bias, banned and allowed tokens, mask;
 // temperature; top-k; typical; top-p; min-p; each filter on the renormalised rest of the one before.
 // Ties rank by token id, lowest first. Log-probabilities are those of the untouched logits.
+// Probabilities are sums of whole weights (kernels/op_params.h): a device that samples gives the
+// same tokens (model/device_choices.h).
 #pragma once
 
 #include <cstdint>
@@ -52,6 +54,15 @@ struct SamplingContext {
   std::span<const uint32_t> token_mask{};  // one bit per token id, empty: all allowed (grammars)
 };
 
+// Temperatures below sample greedily: they divide by nothing sensible.
+inline constexpr float kGreedyBelow = 1e-6f;
+
+// 53 random bits: the same counter and key give the same number anywhere.
+uint64_t SamplingUniform(uint64_t seed, uint32_t choice, uint32_t position);
+
+// The logarithm of the sum of exponentials, from the largest logit and the sum of weights.
+double LogSumOfWeights(float max, uint64_t mass);
+
 // Reuses scratch memory between calls. One thread. Token ids outside of the logits are ignored
 // wherever they are given.
 class Sampler {
@@ -65,7 +76,7 @@ class Sampler {
   struct Candidate {
     float logit;
     int32_t token;
-    float weight;  // exp((logit - max) / temperature)
+    uint64_t weight;  // exp((logit - max) / temperature)
   };
 
   bool Scan(std::span<const float> logits);
@@ -81,16 +92,16 @@ class Sampler {
   void ApplyMasks(std::span<float> logits, const SamplingContext& context);
   int32_t Greedy(std::span<const float> logits) const;
   int32_t Draw(std::span<const float> logits, const SamplingContext& context);
-  int32_t DrawFromAll(std::span<const float> logits, float inverse_temperature, double uniform);
+  int32_t DrawFromAll(std::span<const float> logits, float inverse_temperature, uint64_t uniform);
   void Weigh(float inverse_temperature);
-  void FilterTypical(double p, float inverse_temperature);
-  void FilterTopP(double mass);
-  void FilterMinP(double min_p);
-  double CandidateMass() const;
+  void FilterTypical(float p, float inverse_temperature);
+  void FilterTopP(uint64_t mass);
+  void FilterMinP(float min_p);
+  uint64_t CandidateMass() const;
 
   float max_ = 0;                  // of the logits as they are now
   std::vector<float> block_max_;   // by block of consecutive tokens
-  std::vector<double> block_sum_;  // of exponentials
+  std::vector<uint64_t> block_sum_;  // of weights
   std::vector<float> selection_;
   std::vector<Candidate> candidates_;  // ascending token ids
   std::vector<Candidate> ranked_;

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/op_params.h"
+
 #if defined(__GNUC__) && !defined(__clang__)
 // Vectors of 8 floats never cross a call that is not inlined.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -81,6 +83,49 @@ LS_INLINE bool BlockMaximaImpl(const float* logits, int32_t n, float* maxima) {
   return !tail_nan;
 }
 
+// A weight is kHalfBits high and as many low bits, so that 32-bit lanes hold sums of a block.
+constexpr int kHalfBits = kernels::kWeightBits / 2;
+constexpr float kHalfOne = 1 << kHalfBits;
+
+struct Halves {
+  Int8 high, low;
+};
+
+// Of exp(x), rounded down: both steps are exact.
+LS_INLINE Halves WeightHalves(Float8 x) {
+  const Float8 scaled = ExpNonPositive(x) * kHalfOne;
+  const Int8 high = __builtin_convertvector(scaled, Int8);
+  const Float8 rest = (scaled - __builtin_convertvector(high, Float8)) * kHalfOne;
+  return {high, __builtin_convertvector(rest, Int8)};
+}
+
+LS_INLINE void BlockWeightsImpl(const float* logits, int32_t n, float max, float scale,
+                                uint64_t* sums) {
+  for (int32_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
+    const int32_t end = std::min(n, begin + kBlock);
+    Int8 high = {}, low = {};
+    for (int32_t i = begin; i < end; i += kLanes) {
+      Float8 x;
+      if (i + kLanes <= end) {
+        x = Load(logits + i);
+      } else {
+        float padded[kLanes];
+        std::fill(padded, padded + kLanes, -std::numeric_limits<float>::infinity());
+        std::copy(logits + i, logits + end, padded);
+        x = Load(padded);
+      }
+      const Halves w = WeightHalves((x - max) * scale);
+      high += w.high;
+      low += w.low;
+    }
+    uint64_t sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sum += (static_cast<uint64_t>(high[lane]) << kHalfBits) + static_cast<uint64_t>(low[lane]);
+    }
+    sums[block] = sum;
+  }
+}
+
 LS_INLINE void BlockExpSumsImpl(const float* logits, int32_t n, float max, float scale,
                                 double* sums) {
   for (int32_t begin = 0, block = 0; begin < n; begin += kBlock, ++block) {
@@ -130,6 +175,10 @@ LS_INLINE void BlockExpDifferencesImpl(const float* p, const float* q, int32_t n
 LS_AVX2 bool BlockMaximaAvx2(const float* logits, int32_t n, float* maxima) {
   return BlockMaximaImpl(logits, n, maxima);
 }
+LS_AVX2 void BlockWeightsAvx2(const float* logits, int32_t n, float max, float scale,
+                              uint64_t* sums) {
+  BlockWeightsImpl(logits, n, max, scale, sums);
+}
 LS_AVX2 void BlockExpSumsAvx2(const float* logits, int32_t n, float max, float scale,
                               double* sums) {
   BlockExpSumsImpl(logits, n, max, scale, sums);
@@ -153,6 +202,18 @@ bool BlockMaxima(const float* logits, int32_t n, float* maxima) {
   return BlockMaximaImpl(logits, n, maxima);
 }
 
+uint64_t Weight(float logit, float max, float scale) {
+  const Halves w = WeightHalves((Splat(logit) - max) * scale);
+  return (static_cast<uint64_t>(w.high[0]) << kHalfBits) + static_cast<uint64_t>(w.low[0]);
+}
+
+void BlockWeights(const float* logits, int32_t n, float max, float scale, uint64_t* sums) {
+#if defined(__x86_64__)
+  if (HasAvx2()) return BlockWeightsAvx2(logits, n, max, scale, sums);
+#endif
+  BlockWeightsImpl(logits, n, max, scale, sums);
+}
+
 void BlockExpSums(const float* logits, int32_t n, float max, float scale, double* sums) {
 #if defined(__x86_64__)
   if (HasAvx2()) return BlockExpSumsAvx2(logits, n, max, scale, sums);
@@ -165,10 +226,6 @@ void BlockExpDifferences(const float* p, const float* q, int32_t n, float max, d
   if (HasAvx2()) return BlockExpDifferencesAvx2(p, q, n, max, sums);
 #endif
   BlockExpDifferencesImpl(p, q, n, max, sums);
-}
-
-float ExpWeight(float logit, float max, float scale) {
-  return ExpNonPositive((Splat(logit) - max) * scale)[0];
 }
 
 }  // namespace longstride::model::sampling

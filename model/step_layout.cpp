@@ -1,6 +1,8 @@
 #include "model/step_layout.h"
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
 
 namespace longstride::model {
 namespace {
@@ -11,6 +13,9 @@ template <typename... T>
 absl::Status Bad(const T&... parts) {
   return absl::InvalidArgumentError(StrCat("model input: ", parts...));
 }
+
+// Pages of a padded page table at least, so that short sequences do not change its size often.
+constexpr int64_t kLeastStride = 16;
 
 int64_t PagesOf(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -55,6 +60,14 @@ absl::Status CheckRuns(const ModelInput& input, const StepLimits& limits) {
   }
   if (logits > limits.max_logits_rows) {
     return Bad(logits, " rows of logits; a step gives at most ", limits.max_logits_rows);
+  }
+  int32_t chosen = -1;
+  for (const TokenChoice& choice : input.choices) {
+    if (choice.logits_row <= chosen || choice.logits_row >= logits) {
+      return Bad("a choice from row ", choice.logits_row, " after ", chosen, " of ", logits,
+                 " rows of logits; choices are ordered by row, one for each at most");
+    }
+    chosen = choice.logits_row;
   }
   for (const int32_t id : input.token_ids) {
     if (id < 0 || id >= limits.spec->vocab_size) {
@@ -109,12 +122,92 @@ absl::Status CheckTables(const ModelInput& input, const StepLimits& limits) {
 
 }  // namespace
 
+int32_t PaddedRows(int32_t rows) {
+  // Matrix products work on 8 rows or more at a time.
+  if (rows <= 8) return static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(rows)));
+  const int32_t step = rows <= 32 ? 8 : rows <= 64 ? 16 : rows <= 256 ? 32 : 64;
+  return (rows + step - 1) / step * step;
+}
+
+void StepLayout::Pad(const StepLimits& limits) {
+  const int32_t most = std::min(limits.max_step_tokens, limits.max_logits_rows);
+  const int32_t rows = std::max(num_rows, std::min(PaddedRows(num_rows), most));
+  const auto size = static_cast<size_t>(rows);
+  token_ids.resize(size, 0);
+  positions.resize(size, 0);
+  slots.resize(size, 0);
+  for (std::vector<int32_t>& ids : page_ids) ids.resize(size, kernels::kNoPage);
+  kv_lens.resize(size, 0);
+  generated.resize(size, 1);
+  for (int32_t r = num_rows; r < rows; ++r) {
+    wanted.push_back(r);
+    logits_rows.push_back(r);
+  }
+  rope_spans.back().num_rows += rows - num_rows;
+  padded_pages_.resize(page_tables.size());
+  for (size_t g = 0; g < page_tables.size(); ++g) {
+    kernels::PageTable& table = page_tables[g];
+    const auto stride = static_cast<int64_t>(
+        std::bit_ceil(static_cast<uint64_t>(std::max(table.stride, kLeastStride))));
+    std::vector<int32_t>& pages = padded_pages_[g];
+    pages.resize(static_cast<size_t>(stride * rows));
+    for (int64_t s = 0; s < rows; ++s) {
+      const auto to = pages.begin() + s * stride;
+      std::fill_n(to, stride, kernels::kNoPage);
+      if (s < num_sequences) std::copy_n(table.pages + s * table.stride, table.stride, to);
+    }
+    table = {.pages = pages.data(), .stride = stride, .num_sequences = rows};
+  }
+  num_rows = num_sequences = rows;
+  padded = true;
+}
+
+void StepLayout::SetIdle(int32_t rows, int32_t sequences, NumericsClass numerics,
+                         size_t num_groups, int32_t context) {
+  const auto size = static_cast<size_t>(rows);
+  num_rows = rows;
+  num_sequences = sequences;
+  token_ids.assign(size, 0);
+  positions.assign(size, 0);
+  slots.assign(size, 0);
+  page_ids.assign(num_groups, std::vector<int32_t>(size, kernels::kNoPage));
+  kv_lens.assign(static_cast<size_t>(sequences), 0);
+  generated.assign(static_cast<size_t>(sequences), numerics == NumericsClass::kGenerated);
+  runs.clear();
+  wanted_runs.clear();
+  rope_spans = {{0, rows, 0}};
+  wanted.resize(size);
+  std::iota(wanted.begin(), wanted.end(), 0);
+  logits_rows = wanted;
+  hidden_rows.clear();
+  keys_all_rows = keys_wanted_rows = 0;
+  const auto stride = static_cast<int64_t>(
+      std::bit_ceil(static_cast<uint64_t>(std::max(PagesOf(context), kLeastStride))));
+  padded_pages_.assign(num_groups,
+                       std::vector<int32_t>(static_cast<size_t>(stride * sequences),
+                                            kernels::kNoPage));
+  page_tables.clear();
+  for (const std::vector<int32_t>& pages : padded_pages_) {
+    page_tables.push_back({.pages = pages.data(), .stride = stride, .num_sequences = sequences});
+  }
+}
+
 absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) {
   if (input.num_sequences < 0) return Bad(input.num_sequences, " sequences");
   RETURN_IF_ERROR(CheckRuns(input, limits));
   RETURN_IF_ERROR(CheckTables(input, limits));
 
   num_rows = static_cast<int32_t>(input.token_ids.size());
+  num_sequences = input.num_sequences;
+  padded = false;
+  token_ids = input.token_ids;
+  page_tables.clear();
+  for (const GroupPageTable& table : input.page_tables) {
+    page_tables.push_back({.pages = table.pages.data(),
+                           .stride = table.stride,
+                           .num_sequences = num_sequences});
+  }
+  decodes_only = num_rows > 0 && std::ssize(input.runs) == num_sequences;
   positions.clear();
   slots.clear();
   runs.clear();
@@ -137,6 +230,8 @@ absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) 
     const auto row_begin = static_cast<int32_t>(positions.size());
     const int32_t wanted_tokens = run.wants_hidden ? run.num_tokens : run.num_logits;
     const int32_t first_wanted = run.num_tokens - wanted_tokens;
+    decodes_only = decodes_only && run.num_tokens == 1 && run.num_logits == 1 &&
+                   !run.wants_hidden && run.numerics == NumericsClass::kGenerated;
     kv_lens[static_cast<size_t>(run.sequence)] = run.first_position + run.num_tokens;
     generated[static_cast<size_t>(run.sequence)] = run.numerics == NumericsClass::kGenerated;
     runs.push_back(

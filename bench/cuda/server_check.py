@@ -7,9 +7,12 @@ usage: server_check.py BINARY tokens MODEL    20 prompts through HTTP on both de
 The devices round differently, so tokens may part where two are nearly as likely: such a place counts
 as the same if the CPU's token is within NEAR of the GPU's best in log probability there. What follows
 such a place is not compared.
+
+Environment of `speed`: SERVER_FLAGS (more flags of the server), PREFILLS (prompt lengths), DECODE_TOKENS.
 """
 import json
 import math
+import os
 import pathlib
 import re
 import socket
@@ -68,6 +71,11 @@ class Server:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    def metrics(self):
+        text = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
+        return {name: float(value)
+                for name, value in re.findall(r"(?m)^([a-z_:]+(?:\{.*\})?) ([^ \n]+)$", text)}
 
     def complete(self, **fields):
         request = urllib.request.Request(f"{self.url}/v1/completions",
@@ -145,6 +153,32 @@ def ceilings():
     return copy, gemm
 
 
+def describe_steps(before, after):
+    """What the engine's steps of the time between spent, in the mean, and how they ran."""
+    def grown(name, **labels):
+        key = name + ("{" + ",".join(f'{k}="{v}"' for k, v in labels.items()) + "}" if labels else "")
+        return after.get(key, 0) - before.get(key, 0)
+
+    steps = grown("longstride:steps_total")
+    if steps == 0:
+        return
+    phases = {phase: grown("longstride:step_phase_seconds_total", phase=phase) / steps * 1e3
+              for phase in ("plan", "selection", "attention", "linear", "other", "sampling", "emit")}
+    print("       a step, ms: " + ", ".join(f"{k} {v:.3f}" for k, v in phases.items()))
+    runs = {run: grown("longstride:gpu_decode_steps_total", run=run)
+            for run in ("launched", "recorded", "replayed")}
+    if sum(runs.values()) > 0:
+        print(f"       replayed {runs['replayed'] / sum(runs.values()):.1%} of "
+              f"{sum(runs.values()):.0f} decode steps; chosen on the device "
+              f"{grown('longstride:gpu_sampled_tokens_total', on='device'):.0f}, on the host "
+              f"{grown('longstride:gpu_sampled_tokens_total', on='host'):.0f} tokens")
+    measured = grown("longstride:gpu_measured_steps_total")
+    if measured > 0:
+        print(f"       {measured:.0f} steps measured, kernels in ms: " + ", ".join(
+            f"{kind} {grown('longstride:gpu_kernel_seconds_total', kind=kind) / measured * 1e3:.3f}"
+            for kind in ("attention", "linear", "other")), flush=True)
+
+
 def measure_speed(binary, folder):
     copy, gemm = ceilings()
     config = json.loads((pathlib.Path(folder) / "config.json").read_text())
@@ -157,7 +191,8 @@ def measure_speed(binary, folder):
           f"GEMM {gemm / 1e12:.0f} TFLOP/s")
     flags = ["--device", "cuda", "--max-context", "65536", "--scheduler-max-step-tokens", "8192",
              "--scheduler-inter-token-bound", "10s"]
-    with Server(binary, folder, *flags) as server:
+    output = int(os.environ.get("DECODE_TOKENS", "256"))
+    with Server(binary, folder, *flags, *os.environ.get("SERVER_FLAGS", "").split()) as server:
         def bench(requests, concurrency, prompt, output):
             result = subprocess.run(
                 [binary, "bench", "--url", server.url, "--requests", str(requests),
@@ -169,7 +204,7 @@ def measure_speed(binary, folder):
             return json.loads(result.stdout)
 
         bench(2, 1, 8192, 8)  # memory is mapped as it is first used
-        for prompt in (1024, 8192, 32768):
+        for prompt in map(int, os.environ.get("PREFILLS", "1024 8192 32768").split()):
             ms = bench(3, 1, prompt, 1)["ttft_ms"]["p50"]
             linear = (read - 2 * config["vocab_size"] * config["hidden_size"]) * prompt
             attention = 2 * config["num_hidden_layers"] * heads * size * prompt * prompt
@@ -177,14 +212,13 @@ def measure_speed(binary, folder):
             print(f"prefill {prompt:6d} tokens {ms:8.1f} ms {prompt / ms * 1e3:9.0f} tokens/s, "
                   f"floor {floor:7.1f} ms: {ms / floor:.2f}x")
         for concurrency, prompt in ((1, 128), (1, 8192), (8, 1024), (32, 1024)):
-            ms = bench(concurrency, concurrency, prompt, 128)["itl_ms"]["p50"]
-            floor = (read + concurrency * (prompt + 64) * kv_bytes) / copy * 1e3
+            before = server.metrics()
+            ms = bench(concurrency, concurrency, prompt, output)["itl_ms"]["p50"]
+            floor = (read + concurrency * (prompt + output / 2) * kv_bytes) / copy * 1e3
             print(f"decode {concurrency:3d} x {prompt:5d}   {ms:8.2f} ms a token "
                   f"{concurrency / ms * 1e3:9.0f} tokens/s, floor {floor:7.2f} ms: "
                   f"{ms / floor:.2f}x", flush=True)
-        text = urllib.request.urlopen(f"{server.url}/metrics", timeout=10).read().decode()
-        for line in re.findall(r"(?m)^longstride_step\w*(?:sum|count).*$", text):
-            print(line, file=sys.stderr)
+            describe_steps(before, server.metrics())
 
 
 def main():

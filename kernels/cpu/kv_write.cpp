@@ -16,6 +16,7 @@ void StoreRow(const CpuKernels& kernels, const PagedKv& cache, char* page, int64
 
 absl::Status CpuBackend::DoKvWrite(const KvWriteParams& p) {
   ForRows(p.k.shape[0], 2 * int64_t{p.cache.num_heads} * p.cache.head_dim, [&](int64_t r) {
+    if (p.page_ids[r] == kNoPage) return;
     for (int32_t h = 0; h < p.cache.num_heads; ++h) {
       const int64_t offset = p.page_ids[r] * p.cache.page_stride + h * p.cache.head_stride;
       const float* k = p.k.ptr<float>() + r * p.k.strides[0] + h * p.k.strides[1];

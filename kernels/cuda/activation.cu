@@ -1,5 +1,5 @@
 // Computes GatedActivation, Add and Softcap (op_params.h), elementwise over [rows, dim].
-// Inputs: f32, strided rows; four elements a thread where rows are aligned to 16 bytes, else one.
+// Inputs: f32, strided rows (the result of GatedActivation also bf16); four elements a thread where rows are aligned to 16 bytes, else one.
 // Bound: memory, 12 (8 for Softcap) bytes an element. Arch: any.
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -45,35 +45,36 @@ struct Cap {
   }
 };
 
+template <typename Out>
 struct Operands {
   const float* x;
   const float* y;
-  float* out;
+  Out* out;
   int64_t x_row, y_row, out_row, dim;
 };
 
-template <int kWidth, typename Op>
-__global__ void __launch_bounds__(kRowThreads) BinaryKernel(const Operands o, const Op op) {
+template <int kWidth, typename Out, typename Op>
+__global__ void __launch_bounds__(kRowThreads) BinaryKernel(const Operands<Out> o, const Op op) {
+  LetNextStart();
   const int64_t row = blockIdx.x;
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x) * kWidth;
   if (c >= o.dim) return;
   const float* x = o.x + row * o.x_row + c;
   const float* y = o.y + row * o.y_row + c;
-  float* out = o.out + row * o.out_row + c;
+  Out* out = o.out + row * o.out_row + c;
   if constexpr (kWidth == 4) {
     const float4 a = *reinterpret_cast<const float4*>(x), b = *reinterpret_cast<const float4*>(y);
-    *reinterpret_cast<float4*>(out) =
-        make_float4(op(a.x, b.x), op(a.y, b.y), op(a.z, b.z), op(a.w, b.w));
+    Store4(out, make_float4(op(a.x, b.x), op(a.y, b.y), op(a.z, b.z), op(a.w, b.w)));
   } else {
-    *out = op(*x, *y);
+    Store(out, op(*x, *y));
   }
 }
 
-template <typename Op>
-cudaError_t Launch(const TensorView& x, const TensorView& y, const TensorView& out, Op op,
+template <typename Out, typename Op>
+cudaError_t LaunchTo(const TensorView& x, const TensorView& y, const TensorView& out, Op op,
                    cudaStream_t stream) {
-  const Operands o = {x.ptr<float>(), y.ptr<float>(), out.ptr<float>(), x.strides[0],
-                      y.strides[0],   out.strides[0], out.shape[1]};
+  const Operands<Out> o = {x.ptr<float>(), y.ptr<float>(), out.ptr<Out>(), x.strides[0],
+                           y.strides[0],   out.strides[0], out.shape[1]};
   const int64_t rows = out.shape[0];
   const auto addresses = reinterpret_cast<uintptr_t>(o.x) | reinterpret_cast<uintptr_t>(o.y) |
                          reinterpret_cast<uintptr_t>(o.out);
@@ -81,17 +82,25 @@ cudaError_t Launch(const TensorView& x, const TensorView& y, const TensorView& o
   const RowGrid grid(rows, o.dim, wide ? 4 : 1);
   if (grid.empty) return cudaSuccess;
   if (wide) {
-    BinaryKernel<4><<<grid.blocks, kRowThreads, 0, stream>>>(o, op);
+    BinaryKernel<4, Out><<<grid.blocks, kRowThreads, 0, stream>>>(o, op);
   } else {
-    BinaryKernel<1><<<grid.blocks, kRowThreads, 0, stream>>>(o, op);
+    BinaryKernel<1, Out><<<grid.blocks, kRowThreads, 0, stream>>>(o, op);
   }
   return cudaGetLastError();
+}
+
+template <typename Op>
+cudaError_t Launch(const TensorView& x, const TensorView& y, const TensorView& out, Op op,
+                   cudaStream_t stream) {
+  return LaunchTo<float>(x, y, out, op, stream);
 }
 
 }  // namespace
 
 cudaError_t LaunchGatedActivation(const GatedActivationParams& p, cudaStream_t stream) {
-  return Launch(p.gate, p.up, p.out, Gate{p.activation, p.limit}, stream);
+  const Gate gate{p.activation, p.limit};
+  return p.out.dtype == DType::kBF16 ? LaunchTo<__nv_bfloat16>(p.gate, p.up, p.out, gate, stream)
+                                     : Launch(p.gate, p.up, p.out, gate, stream);
 }
 
 cudaError_t LaunchAdd(const AddParams& p, cudaStream_t stream) {

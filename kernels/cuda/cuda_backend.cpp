@@ -7,6 +7,7 @@
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/moe/moe.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/sampling.h"
 #include "kernels/cuda/selection/run_selection.h"
 
 namespace longstride::kernels::cuda {
@@ -33,6 +34,11 @@ class CudaBackend::Reservations : public Buffer::Deleter {
     cudaDeviceSynchronize();
     ranges_.erase(static_cast<char*>(data));
   }
+  absl::Status Commit(void* data, int64_t bytes) override {
+    PieceRange* range = Find(data);
+    if (range == nullptr) return absl::InternalError("a part of no reservation");
+    return range->Hold(static_cast<char*>(data) - range->data(), bytes);
+  }
   // Between steps nothing is queued that could still read the range.
   void Decommit(void* data, int64_t bytes) override {
     if (PieceRange* range = Find(data)) {
@@ -55,16 +61,19 @@ class PinnedDeleter : public Buffer::Deleter {
 
 absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const BackendOptions& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<DeviceContext> context, DeviceContext::Create(0, options.kernels));
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(context)));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(std::move(context), options));
   RETURN_IF_ERROR(backend->arrays_.Init());
   RETURN_IF_ERROR(backend->attention_.Init());
   return std::unique_ptr<Backend>(std::move(backend));
 }
 
-CudaBackend::CudaBackend(std::unique_ptr<DeviceContext> context)
+CudaBackend::CudaBackend(std::unique_ptr<DeviceContext> context, const BackendOptions& options)
     : context_(std::move(context)),
       arrays_(*context_),
       attention_(*context_, arrays_),
+      timer_(*context_),
+      use_graphs_(options.cuda_graphs),
+      graphs_(*context_),
       reservations_(std::make_shared<Reservations>()) {}
 
 CudaBackend::~CudaBackend() = default;
@@ -100,16 +109,56 @@ absl::StatusOr<TensorView> CudaBackend::Resident(const TensorView& host) {
 absl::Status CudaBackend::BeginStep(std::span<const HostArray> arrays) {
   RETURN_IF_ERROR(context_->MakeCurrent());
   // After a step that failed in the middle its ops may still run.
+  if (graphs_.recording()) graphs_.Abandon();
   if (arrays_.in_step()) RETURN_IF_ERROR(context_->Synchronize());
   num_outputs_ = 0;
+  graph_ = nullptr;
+  run_ = StepRun::kLaunched;
+  status_queued_ = false;
   attention_.BeginStep();
+  timer_.BeginStep();
   return arrays_.Begin(arrays);
 }
 
+absl::StatusOr<StepRun> CudaBackend::BeginRepeatable(std::span<const HostArray> arrays,
+                                                     std::string_view key) {
+  RETURN_IF_ERROR(BeginStep(arrays));
+  if (!use_graphs_ || timer_.measuring()) return run_;
+  std::string full(key);
+  for (const HostArray& a : arrays) StrAppend(&full, ",", a.bytes);
+  graph_ = graphs_.Find(full);
+  if (graph_->recorded()) {
+    run_ = StepRun::kReplayed;
+    RETURN_IF_ERROR(graphs_.Launch(graph_));
+  } else if (graph_->launched && !graph_->refused) {
+    RETURN_IF_ERROR(graphs_.BeginRecording());
+    run_ = StepRun::kRecorded;
+  }
+  return run_;
+}
+
+absl::Status CudaBackend::EndRepeatable() {
+  if (run_ == StepRun::kReplayed) {
+    attention_.ExpectStatus(graph_->status_words);
+  } else {
+    RETURN_IF_ERROR(attention_.QueueStatus());
+  }
+  status_queued_ = true;
+  if (graph_ == nullptr) return absl::OkStatus();
+  // What a step copies beside its named arrays would be copied again, as it is now.
+  graph_->refused = graph_->refused || arrays_.copied_more();
+  graph_->launched = true;
+  if (run_ != StepRun::kRecorded) return absl::OkStatus();
+  if (graph_->refused) return absl::InternalError("a recorded step copied an array of its own");
+  graph_->status_words = attention_.status_words();
+  return graphs_.EndRecording(graph_);
+}
+
 absl::Status CudaBackend::EndStep() {
-  RETURN_IF_ERROR(attention_.QueueStatus());
+  if (!status_queued_) RETURN_IF_ERROR(attention_.QueueStatus());
   RETURN_IF_ERROR(context_->Synchronize());
   arrays_.End();
+  timer_.EndStep();
   return attention_.EndStep();
 }
 
@@ -143,90 +192,124 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> CudaBackend::DoPrepareLinear(
   return PrepareCudaLinear(parts, *context_);
 }
 
-absl::Status CudaBackend::DoLinear(const LinearParams& p) { return RunCudaLinear(p, *context_); }
+absl::Status CudaBackend::DoLinear(const LinearParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kLinear);
+  return RunCudaLinear(p, *context_);
+}
 
-absl::Status CudaBackend::DoMoe(const MoeParams& p) { return RunCudaMoe(p, *context_); }
+absl::Status CudaBackend::DoMoe(const MoeParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kLinear);
+  return RunCudaMoe(p, *context_);
+}
 
 absl::Status CudaBackend::DoEmbedding(const EmbeddingParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   EmbeddingParams d = p;
   ASSIGN_OR_RETURN(d.ids, arrays_.OnDevice(p.ids, p.out.shape[0]));
   return context_->Check(LaunchEmbedding(d, context_->stream()), "Embedding");
 }
 
 absl::Status CudaBackend::DoGatherRows(const GatherRowsParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   GatherRowsParams d = p;
   ASSIGN_OR_RETURN(d.rows, arrays_.OnDevice(p.rows, p.out.shape[0]));
   return context_->Check(LaunchGatherRows(d, context_->stream()), "GatherRows");
 }
 
 absl::Status CudaBackend::DoRmsNorm(const RmsNormParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return context_->Check(LaunchRmsNorm(p, context_->stream()), "RmsNorm");
 }
 
 absl::Status CudaBackend::DoLayerNorm(const LayerNormParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return context_->Check(LaunchLayerNorm(p, context_->stream()), "LayerNorm");
 }
 
 absl::Status CudaBackend::DoRope(const RopeParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   RopeParams d = p;
   ASSIGN_OR_RETURN(d.positions, arrays_.OnDevice(p.positions, p.x.shape[0]));
   return context_->Check(LaunchRope(d, context_->stream()), "Rope");
 }
 
 absl::Status CudaBackend::DoPositionScale(const PositionScaleParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   PositionScaleParams d = p;
   ASSIGN_OR_RETURN(d.positions, arrays_.OnDevice(p.positions, p.x.shape[0]));
   return context_->Check(LaunchPositionScale(d, context_->stream()), "PositionScale");
 }
 
-absl::Status CudaBackend::MapPages(const KvWriteParams& p) {
-  PieceRange* const k = reservations_->Find(p.cache.k);
-  PieceRange* const v = reservations_->Find(p.cache.v);
-  if (k == nullptr && v == nullptr) return absl::OkStatus();
-  const int64_t plane = (p.cache.num_heads - 1) * p.cache.head_stride +
-                        KvHeadPageBytes(p.cache.dtype, p.cache.head_dim);
-  // A cache's pages hold K, V and summaries side by side: one piece.
-  const int64_t apart = static_cast<char*>(p.cache.v) - static_cast<char*>(p.cache.k);
-  const bool whole = k == v && apart > 0 && apart + plane <= p.cache.page_stride;
-  const int64_t bytes = whole ? p.cache.page_stride : plane;
-  for (int64_t r = 0; r < p.k.shape[0]; ++r) {
-    if (r > 0 && p.page_ids[r] == p.page_ids[r - 1]) continue;
-    const int64_t offset = p.page_ids[r] * p.cache.page_stride;
-    for (const auto& [range, base] : {std::pair(k, p.cache.k), std::pair(v, p.cache.v)}) {
-      if (range == nullptr || (whole && base == p.cache.v)) continue;
-      RETURN_IF_ERROR(range->Hold(static_cast<char*>(base) - range->data() + offset, bytes));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
-  RETURN_IF_ERROR(MapPages(p));
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   KvWriteParams d = p;
   ASSIGN_OR_RETURN(d.page_ids, arrays_.OnDevice(p.page_ids, p.k.shape[0]));
   ASSIGN_OR_RETURN(d.slots, arrays_.OnDevice(p.slots, p.k.shape[0]));
   return context_->Check(LaunchKvWrite(d, context_->stream()), "KvWrite");
 }
 
-absl::Status CudaBackend::DoAttention(const AttentionParams& p) { return attention_.Run(p); }
+absl::Status CudaBackend::DoAttention(const AttentionParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kAttention);
+  if (!timer_.measuring()) return attention_.Run(p);
+  AttentionCounters counters;
+  AttentionParams counted = p;
+  counted.counters = &counters;
+  RETURN_IF_ERROR(attention_.Run(counted));
+  if (p.counters != nullptr) {
+    p.counters->keys_visible += counters.keys_visible;
+    p.counters->keys_read += counters.keys_read;
+  }
+  // A tile of one row reads its keys for itself; others share what they read.
+  const auto keys = static_cast<double>(counters.keys_read);
+  const auto group = static_cast<double>(p.q.shape[1] / p.cache.num_heads);
+  const double key_bytes =
+      2.0 * static_cast<double>(KvHeadPageBytes(p.cache.dtype, p.cache.head_dim)) / kPageTokens;
+  timer_.AddAttention(4.0 * p.cache.head_dim * keys,
+                      p.selection.num_tiles == p.q.shape[0] ? keys / group * key_bytes : 0.0);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::span<const SampleResult>> CudaBackend::DoSample(const SampleParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
+  Scratch scratch(*context_);
+  SampleLaunch launch{.logits = p.logits.ptr<float>(),
+                      .logits_stride = p.logits.strides[0],
+                      .vocab = static_cast<int32_t>(p.logits.shape[1]),
+                      .num_rows = p.num_rows};
+  ASSIGN_OR_RETURN(launch.rows, arrays_.Copy(p.rows, p.num_rows));
+  ASSIGN_OR_RETURN(launch.edits, arrays_.Copy(p.edits, p.num_edits));
+  ASSIGN_OR_RETURN(launch.originals, scratch.Take<float>(p.num_edits));
+  ASSIGN_OR_RETURN(launch.results, scratch.Take<SampleResult>(p.num_rows));
+  RETURN_IF_ERROR(context_->Check(LaunchSample(launch, context_->stream()), "Sample"));
+  const int64_t bytes[2] = {1, p.num_rows * int64_t{sizeof(SampleResult)}};
+  ASSIGN_OR_RETURN(const TensorView host, ToHost(TensorView::Contiguous(launch.results, DType::kU8,
+                                                                        bytes, 2, Device::kCuda)));
+  return std::span<const SampleResult>(host.ptr<const SampleResult>(),
+                                       static_cast<size_t>(p.num_rows));
+}
 
 absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return RunSummarizePages(p, arrays_, *context_);
 }
 
 absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return RunSelectPages(p, arrays_, *context_);
 }
 
 absl::Status CudaBackend::DoGatedActivation(const GatedActivationParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return context_->Check(LaunchGatedActivation(p, context_->stream()), "GatedActivation");
 }
 
 absl::Status CudaBackend::DoAdd(const AddParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return context_->Check(LaunchAdd(p, context_->stream()), "Add");
 }
 
 absl::Status CudaBackend::DoSoftcap(const SoftcapParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return context_->Check(LaunchSoftcap(p, context_->stream()), "Softcap");
 }
 

@@ -8,12 +8,16 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/attention/attention_runner.h"
 #include "kernels/cuda/device/context.h"
+#include "kernels/cuda/device/kernel_timer.h"
 #include "kernels/cuda/device/step_arrays.h"
+#include "kernels/cuda/device/step_graphs.h"
 
 namespace longstride::kernels::cuda {
 
-// Device memory comes as plain allocations (Allocate) and as reservations whose pages get memory
-// when KvWrite first writes to them (Reserve), as the KV cache wants it (docs/decisions/0002).
+// Device memory comes as plain allocations (Allocate) and as reservations whose parts get memory when
+// they are committed (Reserve), as the KV cache wants it (docs/decisions/0002). Steps that repeat are
+// replayed as CUDA graphs: every address an op gets (step arrays, scratch) follows from the order and
+// the sizes of what was taken before, so a recorded launch finds the next step's data in its place.
 // A tensor of host memory is refused by every op; Resident makes device copies.
 class CudaBackend : public Backend {
  public:
@@ -25,14 +29,20 @@ class CudaBackend : public Backend {
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return context_->Allocate(bytes); }
   absl::StatusOr<Buffer> Reserve(int64_t bytes) override;
   absl::StatusOr<TensorView> Resident(const TensorView& host) override;
-  absl::StatusOr<int64_t> FreeMemory() override { return context_->FreeMemory(); }
+  absl::StatusOr<DeviceMemory> Memory() const override { return context_->Memory(); }
   absl::Status BeginStep(std::span<const HostArray> arrays) override;
+  absl::StatusOr<StepRun> BeginRepeatable(std::span<const HostArray> arrays,
+                                          std::string_view key) override;
+  absl::Status EndRepeatable() override;
+  bool repeats_steps() const override { return use_graphs_; }
   absl::Status EndStep() override;
   absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
+  bool samples() const override { return true; }
+  std::optional<KernelTimes> TakeKernelTimes() override { return timer_.Take(); }
   bool healthy() const override { return context_->healthy(); }
 
  private:
-  explicit CudaBackend(std::unique_ptr<DeviceContext> context);
+  CudaBackend(std::unique_ptr<DeviceContext> context, const BackendOptions& options);
 
   absl::StatusOr<std::unique_ptr<LinearWeight>> DoPrepareLinear(std::span<const TensorView> parts,
                                                                 bool* keeps_views) override;
@@ -51,14 +61,18 @@ class CudaBackend : public Backend {
   absl::Status DoSoftcap(const SoftcapParams& p) override;
   absl::Status DoGatherRows(const GatherRowsParams& p) override;
   absl::Status DoMoe(const MoeParams& p) override;
-
-  // Device memory for the pages that a write names, where they lie in a reservation.
-  absl::Status MapPages(const KvWriteParams& p);
+  absl::StatusOr<std::span<const SampleResult>> DoSample(const SampleParams& p) override;
 
   class Reservations;
   std::unique_ptr<DeviceContext> context_;
   StepArrays arrays_;
   AttentionRunner attention_;
+  KernelTimer timer_;
+  const bool use_graphs_;
+  StepGraphs graphs_;
+  StepGraph* graph_ = nullptr;  // of the repeatable step in progress
+  StepRun run_ = StepRun::kLaunched;
+  bool status_queued_ = false;
   std::shared_ptr<Reservations> reservations_;
   std::vector<Buffer> resident_;
   // Host copies of outputs: pinned, as large as the largest so far.

@@ -54,4 +54,15 @@ absl::StatusOr<CudaDeviceInfo> FindCudaDevice(int index) {
   return info;
 }
 
+absl::StatusOr<DeviceMemory> MemoryOfCudaDevice(int index) {
+  size_t free_bytes = 0, total = 0;
+  cudaError_t error = cudaSetDevice(index);
+  if (error == cudaSuccess) error = cudaMemGetInfo(&free_bytes, &total);
+  if (error != cudaSuccess) {
+    return absl::InternalError(
+        StrCat("CUDA, asking for free memory: ", cudaGetErrorString(error)));
+  }
+  return DeviceMemory{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total)};
+}
+
 }  // namespace longstride::kernels

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "config/base/status.h"
+#include "kernels/backend.h"
 
 namespace longstride::kernels {
 
@@ -22,5 +23,8 @@ struct CudaDeviceInfo {
 // UNAVAILABLE: no driver, a driver too old for this build's CUDA, no device, or a device older than
 // compute capability 8.0. INVALID_ARGUMENT: `index` is not one of the devices.
 absl::StatusOr<CudaDeviceInfo> FindCudaDevice(int index);
+
+// Of a device that can be used. INTERNAL: it does not answer.
+absl::StatusOr<DeviceMemory> MemoryOfCudaDevice(int index);
 
 }  // namespace longstride::kernels

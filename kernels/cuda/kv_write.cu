@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p)
   if (vector >= p.vectors) return;
   const int64_t row = vector / p.cache.num_heads, head = vector % p.cache.num_heads;
   const int side = static_cast<int>(blockIdx.y);
+  if (p.page_ids[row] == kNoPage) return;
   const int64_t offset = p.page_ids[row] * p.cache.page_stride + head * p.cache.head_stride;
   char* page = static_cast<char*>(side == 0 ? p.cache.k : p.cache.v) + offset;
   Store(p, page, p.slots[row],

@@ -1,5 +1,5 @@
 // Computes RmsNorm and LayerNorm (op_params.h) over the last dimension.
-// Inputs: x, out f32 [rows, dim] or [rows, heads, dim], strided rows and heads; weight and bias f32
+// Inputs: x f32, out f32 or bf16 [rows, dim] or [rows, heads, dim], strided rows and heads; weight and bias f32
 // [dim] or [heads * dim], nullable. Accumulation float32: within 4e-6 of the reference, relative.
 // A block for each vector, or a warp where vectors are short (heads). LayerNorm's variance is of the
 // differences from the mean, in a second pass over x, which stays in the first-level cache.
@@ -41,9 +41,10 @@ __device__ float GroupSum(float value) {
 }
 
 // kThreads of a block of kRowThreads work on one vector.
-template <bool kLayerNorm, int kThreads>
+template <bool kLayerNorm, int kThreads, typename Out>
 __global__ void __launch_bounds__(kRowThreads)
-    NormKernel(const float* x, float* out, const Shape s, const Weights w) {
+    NormKernel(const float* x, Out* out, const Shape s, const Weights w) {
+  LetNextStart();
   constexpr int kVectors = kRowThreads / kThreads;
   const int64_t vector = static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x / kThreads;
   if (vector >= s.vectors) return;
@@ -65,12 +66,12 @@ __global__ void __launch_bounds__(kRowThreads)
   const float inverse = rsqrtf(variance + w.eps);
   for (int64_t c = thread; c < s.dim; c += kThreads) {
     const float scale = weight == nullptr ? 1.0f : weight[c] + w.offset;
-    out[c] = (x[c] - mean) * inverse * scale + (bias == nullptr ? 0.0f : bias[c]);
+    Store(out + c, (x[c] - mean) * inverse * scale + (bias == nullptr ? 0.0f : bias[c]));
   }
 }
 
-template <bool kLayerNorm>
-cudaError_t Launch(const TensorView& x, const TensorView& out, int64_t weight_size,
+template <bool kLayerNorm, typename Out>
+cudaError_t LaunchTo(const TensorView& x, const TensorView& out, int64_t weight_size,
                    const Weights& w, cudaStream_t stream) {
   const bool per_head = x.rank == 3;
   Shape s;
@@ -84,16 +85,24 @@ cudaError_t Launch(const TensorView& x, const TensorView& out, int64_t weight_si
   s.weight_head = s.heads > 1 && weight_size == s.heads * s.dim ? s.dim : 0;
   if (s.vectors == 0 || s.dim == 0) return cudaSuccess;
   const float* from = x.ptr<const float>();
-  float* to = out.ptr<float>();
+  Out* to = out.ptr<Out>();
   if (s.dim <= kShortVector && s.heads > 1) {
     constexpr int kVectors = kRowThreads / 32;
     const auto blocks = static_cast<unsigned>((s.vectors + kVectors - 1) / kVectors);
-    NormKernel<kLayerNorm, 32><<<blocks, kRowThreads, 0, stream>>>(from, to, s, w);
+    NormKernel<kLayerNorm, 32, Out><<<blocks, kRowThreads, 0, stream>>>(from, to, s, w);
   } else {
-    NormKernel<kLayerNorm, kRowThreads>
+    NormKernel<kLayerNorm, kRowThreads, Out>
         <<<static_cast<unsigned>(s.vectors), kRowThreads, 0, stream>>>(from, to, s, w);
   }
   return cudaGetLastError();
+}
+
+template <bool kLayerNorm>
+cudaError_t Launch(const TensorView& x, const TensorView& out, int64_t weight_size,
+                   const Weights& w, cudaStream_t stream) {
+  return out.dtype == DType::kBF16
+             ? LaunchTo<kLayerNorm, __nv_bfloat16>(x, out, weight_size, w, stream)
+             : LaunchTo<kLayerNorm, float>(x, out, weight_size, w, stream);
 }
 
 int64_t SizeOf(const TensorView& weight) { return weight.data == nullptr ? 0 : weight.shape[0]; }

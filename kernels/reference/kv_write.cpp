@@ -35,6 +35,7 @@ void StoreRow(const PagedKv& cache, char* page, int32_t slot, const float* x) {
 
 absl::Status ReferenceBackend::DoKvWrite(const KvWriteParams& p) {
   for (int64_t r = 0; r < p.k.shape[0]; ++r) {
+    if (p.page_ids[r] == kNoPage) continue;
     for (int32_t h = 0; h < p.cache.num_heads; ++h) {
       const int64_t offset = p.page_ids[r] * p.cache.page_stride + h * p.cache.head_stride;
       const float* k = p.k.ptr<float>() + r * p.k.strides[0] + h * p.k.strides[1];

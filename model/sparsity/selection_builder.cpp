@@ -1,9 +1,17 @@
 #include <algorithm>
+#include <bit>
 
 #include "config/base/check.h"
 #include "model/sparsity/sparse_pattern.h"
 
 namespace longstride::model {
+namespace {
+
+// Padded sizes of short sequences, which would change often.
+constexpr int32_t kLeastListBound = 16;
+constexpr size_t kLeastEntries = 64;
+
+}  // namespace
 
 void SelectionBuilder::Clear() {
   tiles.clear();
@@ -11,6 +19,7 @@ void SelectionBuilder::Clear() {
   list_count.clear();
   entries.clear();
   edges.clear();
+  max_list_entries = 0;
 }
 
 void SelectionBuilder::MakeTiles(std::span<const QueryRun> runs, int64_t boundary) {
@@ -43,6 +52,24 @@ void SelectionBuilder::SetList(int32_t list_head, int32_t tile, int64_t begin, i
   list_count[at] = static_cast<int32_t>(count);
 }
 
+void SelectionBuilder::Pad(int32_t rows) {
+  const auto before = static_cast<ptrdiff_t>(tiles.size());
+  const ptrdiff_t more = rows - before;
+  LS_CHECK(more >= 0);
+  int32_t longest = kLeastListBound;
+  for (const int32_t count : list_count) longest = std::max(longest, count);
+  max_list_entries = static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(longest)));
+  for (auto r = static_cast<int32_t>(before); r < rows; ++r) {
+    tiles.push_back({.sequence = r, .row_begin = r, .num_rows = 1, .first_position = 0});
+  }
+  // Behind each list head's tiles, the last first: what is before does not move.
+  for (int32_t h = num_list_heads; more > 0 && h > 0; --h) {
+    list_begin.insert(list_begin.begin() + h * before, static_cast<size_t>(more), 0);
+    list_count.insert(list_count.begin() + h * before, static_cast<size_t>(more), 0);
+  }
+  entries.resize(std::bit_ceil(std::max(entries.size(), kLeastEntries)), kernels::kNoEntry);
+}
+
 kernels::KvSelection SelectionBuilder::View() const {
   return {.list_heads = list_heads,
           .num_list_heads = num_list_heads,
@@ -54,6 +81,7 @@ kernels::KvSelection SelectionBuilder::View() const {
           .list_count = list_count.data(),
           .entries = entries.data(),
           .num_entries = static_cast<int64_t>(entries.size()),
+          .max_list_entries = max_list_entries,
           .edges = edges.data()};
 }
 

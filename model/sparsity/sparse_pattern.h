@@ -62,6 +62,7 @@ class SelectionBuilder {
   std::vector<int32_t> entries;
   std::vector<kernels::EdgeRule> edges;
   std::vector<int64_t> scratch;  // a pattern's own; contents survive Clear
+  int32_t max_list_entries = 0;  // KvSelection's
 
   // Cuts runs into tiles aligned to absolute positions (query_tile must be set before), and at
   // multiples of `boundary` too where that is not 0.
@@ -70,6 +71,9 @@ class SelectionBuilder {
   void MakeLists();
   // Appends a list of its own for (list_head, tile).
   void SetList(int32_t list_head, int32_t tile, int64_t begin, int64_t count);
+  // Brings a selection of one-row tiles to `rows` of them, the further ones with empty lists (row r
+  // of sequence r), and its entries and bound to a power of two: sizes that stay for a while.
+  void Pad(int32_t rows);
   // Valid until the builder changes.
   kernels::KvSelection View() const;
 };

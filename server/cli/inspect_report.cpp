@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "model/available_memory.h"
+#include "model/decoder.h"
 #include "model/families/family.h"
+#include "model/kv_budget.h"
 #include "model/sparsity/sparsity_plan.h"
 #include "model/weights/weights_file.h"
 #include "server/cli/command.h"
@@ -84,20 +86,36 @@ void DescribeGroups(const model::SparsityPlan& plan, int64_t step_tokens, Inspec
   report->kv_bytes_per_sequence = plan.CacheBytes(cached, step);
 }
 
+std::string DescribeDevice(const DeviceChoice& choice) {
+  if (choice.backend == kernels::BackendKind::kCuda) return "cuda";
+  if (choice.backend == kernels::BackendKind::kReference) return "reference";
+  return choice.cuda.ok() ? "cpu" : StrCat("cpu (no CUDA: ", ToStd(choice.cuda.message()), ")");
+}
+
 // The checkpoint's bytes that stay in memory: quantised weights are repacked to the same size, and
-// the file's own pages are given back.
-absl::Status JudgeMemory(const ServerConfig& config, InspectReport* report) {
+// the file's own pages are given back. What kernels take beside activations is not in it: a server
+// measures that when it starts.
+absl::Status JudgeMemory(const model::ModelOptions& options, const model::ModelSpec& spec,
+                         const model::SparsityPlan& plan, InspectReport* report) {
   report->kv_bytes = report->kv_bytes_per_sequence * report->question.concurrency;
-  ASSIGN_OR_RETURN(report->available_bytes, model::AvailableMemory());
-  const int64_t left = std::max<int64_t>(0, report->available_bytes - report->weight_bytes);
-  report->kv_budget_bytes =
-      config.kv.memory > 0
-          ? config.kv.memory
-          : static_cast<int64_t>(static_cast<double>(left) * config.kv.memory_fraction);
+  report->step_bytes = model::WorkspaceBytes(spec, options.max_step_tokens);
+  if (options.backend == kernels::BackendKind::kCuda) {
+    const auto memory = kernels::MemoryOf(options.backend);
+    if (!memory.ok()) return WithExit(memory.status(), kExitUsage);
+    report->step_bytes += model::BesideDeviceKv(plan.groups);
+    report->available_bytes = memory->free_bytes;
+    const int64_t left = std::max<int64_t>(
+        0, memory->free_bytes - report->weight_bytes - report->step_bytes);
+    report->kv_budget_bytes = model::KvShare(options, left, model::kDeviceKvFraction);
+  } else {
+    ASSIGN_OR_RETURN(report->available_bytes, model::AvailableMemory());
+    ASSIGN_OR_RETURN(report->kv_budget_bytes, model::HostKvBudget(options, report->weight_bytes));
+  }
   if (report->kv_bytes_per_sequence > 0) {
     report->max_concurrency = report->kv_budget_bytes / report->kv_bytes_per_sequence;
   }
-  report->fits = report->weight_bytes + report->kv_budget_bytes <= report->available_bytes &&
+  report->fits = report->weight_bytes + report->step_bytes + report->kv_budget_bytes <=
+                     report->available_bytes &&
                  report->kv_bytes <= report->kv_budget_bytes;
   return absl::OkStatus();
 }
@@ -145,7 +163,8 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   report.weight_bytes = (*file)->file_bytes();
   report.flops = FlopsOf(*spec, plan, report.question.context);
   DescribeGroups(plan, config.scheduler.max_step_tokens, &report);
-  RETURN_IF_ERROR(JudgeMemory(config, &report));
+  report.computed_by = DescribeDevice(ChooseDevice(config));
+  RETURN_IF_ERROR(JudgeMemory(options, *spec, plan, &report));
   return report;
 }
 

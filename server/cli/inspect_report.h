@@ -71,11 +71,13 @@ struct InspectReport {
   std::vector<Group> groups;
 
   InspectQuestion question;  // with the context filled in
+  std::string computed_by;      // "cuda", "cpu (no CUDA: …)": what would compute
   int64_t weight_bytes = 0;
+  int64_t step_bytes = 0;       // activations of the largest step; on a GPU also a reserve
   int64_t kv_bytes_per_sequence = 0;
   int64_t kv_bytes = 0;         // of all sequences
   int64_t kv_budget_bytes = 0;  // what the server would give the cache
-  int64_t available_bytes = 0;  // that this process may still use
+  int64_t available_bytes = 0;  // that this process may still use, of the device's memory on a GPU
   int64_t max_concurrency = 0;  // such sequences that fit the budget
   bool fits = false;
   PlanFlops flops;  // at the asked context

@@ -29,6 +29,9 @@ absl::Status WithModelExit(const absl::Status& status, const std::string& path) 
 
 absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const ServerConfig& config) {
   ASSIGN_OR_RETURN(const model::ModelOptions options, ToModelOptions(config));
+  if (const absl::Status cuda = ChooseDevice(config).cuda; !cuda.ok()) {
+    Log(LogLevel::kInfo, "computing on the CPU", {{"no_cuda", ToStd(cuda.message())}});
+  }
   auto loaded = model::Model::Load(options);
   if (!loaded.ok()) return WithModelExit(loaded.status(), options.path);
   return loaded;

@@ -11,12 +11,6 @@ namespace {
 constexpr int64_t kMaxPlanBytes = int64_t{1} << 20;
 constexpr int64_t kMaxTemplateBytes = int64_t{256} << 10;
 
-kernels::BackendKind ToBackend(const ServerConfig& config) {
-  if (config.device == "cuda") return kernels::BackendKind::kCuda;
-  if (config.device == "reference") return kernels::BackendKind::kReference;
-  return kernels::BackendKind::kCpu;
-}
-
 kernels::KernelChoice KernelsOf(const ServerConfig& config) {
   if (config.kernels == "fast") return kernels::KernelChoice::kFast;
   if (config.kernels == "portable") return kernels::KernelChoice::kPortable;
@@ -24,6 +18,15 @@ kernels::KernelChoice KernelsOf(const ServerConfig& config) {
 }
 
 }  // namespace
+
+DeviceChoice ChooseDevice(const ServerConfig& config) {
+  using kernels::BackendKind;
+  if (config.device == "cuda") return {BackendKind::kCuda, absl::OkStatus()};
+  if (config.device == "reference") return {BackendKind::kReference, absl::OkStatus()};
+  if (config.device == "cpu") return {BackendKind::kCpu, absl::OkStatus()};
+  const absl::Status cuda = kernels::MemoryOf(BackendKind::kCuda).status();
+  return {cuda.ok() ? BackendKind::kCuda : BackendKind::kCpu, cuda};
+}
 
 kernels::KvDType ToKvDType(const ServerConfig& config) {
   using kernels::KvDType;
@@ -56,15 +59,17 @@ absl::StatusOr<model::ModelOptions> ToModelOptions(const ServerConfig& config) {
   options.path = config.model;
   options.served_name = config.served_name;
   ASSIGN_OR_RETURN(options.policy, ToSparsityPolicy(config));
-  options.backend = ToBackend(config);
+  options.backend = ChooseDevice(config).backend;
   options.backend_options.num_threads = static_cast<int>(config.threads);
   options.backend_options.isa = config.cpu_isa == "auto" ? "" : config.cpu_isa;
   options.backend_options.kernels = KernelsOf(config);
+  options.backend_options.cuda_graphs = config.cuda.graphs;
   options.kv_dtype = ToKvDType(config);
   options.kv_budget_bytes = config.kv.memory;
   options.kv_memory_fraction = config.kv.memory_fraction;
   options.max_context = static_cast<int32_t>(config.max_context);
   options.max_step_tokens = static_cast<int32_t>(config.scheduler.max_step_tokens);
+  options.max_sequences = static_cast<int32_t>(config.scheduler.max_running);
   if (!config.chat_template.empty()) {
     ASSIGN_OR_RETURN(options.chat_template,
                      ReadTextFile(config.chat_template, "The chat template", kMaxTemplateBytes));
@@ -125,6 +130,7 @@ metrics::ModelFacts ToModelFacts(model::Model& model) {
   facts.plan = model.plan().name;
   facts.plan_digest = model.plan().digest;
   facts.device = model.backend().Describe();
+  facts.on_gpu = model.backend().device() == kernels::Device::kCuda;
   facts.kv_dtype = kernels::KvDTypeName(model.options().kv_dtype);
   facts.max_context = model.max_context();
   facts.weight_bytes = model.weight_bytes();

@@ -14,6 +14,13 @@ namespace longstride::cli {
 // a bad plan. UNIMPLEMENTED: a device that is not built in.
 absl::StatusOr<model::ModelOptions> ToModelOptions(const ServerConfig& config);
 
+// What `device` names; auto: CUDA where a device can be used, else the CPU, and why not CUDA.
+struct DeviceChoice {
+  kernels::BackendKind backend = kernels::BackendKind::kCpu;
+  absl::Status cuda;  // OK, or why CUDA is not used, where that was asked
+};
+DeviceChoice ChooseDevice(const ServerConfig& config);
+
 // The policy that sparsity.plan or sparsity.profile names, or the checkpoint's own.
 absl::StatusOr<SparsityPolicy> ToSparsityPolicy(const ServerConfig& config);
 kernels::KvDType ToKvDType(const ServerConfig& config);

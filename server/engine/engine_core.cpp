@@ -140,6 +140,7 @@ struct EngineCore::Request {
 // One run of the step with its part of the model's output.
 struct EngineCore::RunContext {
   const PlannedRun* run;
+  size_t index;  // into the plan's runs
   Request* request;
   Sequence* sequence;
   int64_t first_logit_row;
@@ -425,6 +426,7 @@ bool EngineCore::Step() {
     if (!decommits[g].empty()) executor_->Decommit(static_cast<int32_t>(g), decommits[g]);
   }
   BuildModelInput(scheduler_->state(), plan_.runs, &input_);
+  AskForTokens();
   const int64_t ready = clock_->MonotonicNanos();
   absl::Status status = absl::OkStatus();
   if (!plan_.runs.empty()) status = executor_->Forward(input_, &output_);
@@ -501,6 +503,25 @@ void EngineCore::NotePeaks() {
   }
 }
 
+// Of every run that ends with a token to choose, but for prompts from which several choices start.
+void EngineCore::AskForTokens() {
+  input_.choices.clear();
+  choice_of_run_.assign(plan_.runs.size(), -1);
+  int32_t row = 0;
+  for (size_t i = 0; i < plan_.runs.size(); ++i) {
+    const PlannedRun& run = plan_.runs[i];
+    row += run.num_logits;
+    const Request* r = RequestOf(run.id);
+    const Sequence* s = scheduler_->Find(run.id);
+    if (r == nullptr || s == nullptr || run.num_logits == 0 || r->request.max_tokens == 0 ||
+        s->pending_forks > 0 || run.first_position + run.num_tokens < s->num_tokens()) {
+      continue;
+    }
+    choice_of_run_[i] = std::ssize(input_.choices);
+    input_.choices.push_back({.logits_row = row - 1, .context = ContextOf(*r, *s)});
+  }
+}
+
 // What was computed is lost; whole pages from before the step stay good.
 void EngineCore::FailRuns(const absl::Status& status) {
   const std::string id = StrCat("e-", next_error_++);
@@ -527,6 +548,7 @@ void EngineCore::HandleOutput(StepReport* report) {
   for (size_t i = 0; i < plan_.runs.size(); ++i) {
     const PlannedRun& run = plan_.runs[i];
     const RunContext context{.run = &run,
+                       .index = i,
                        .request = RequestOf(run.id),
                        .sequence = scheduler_->Find(run.id),
                        .first_logit_row = logit_row,
@@ -538,6 +560,8 @@ void EngineCore::HandleOutput(StepReport* report) {
     HandleRun(context, report);
   }
   report->model = output_.times;
+  report->repeatable = output_.repeatable;
+  report->kernel_times = output_.kernel_times;
   report->counters = output_.counters;
   report->num_sequences = static_cast<int32_t>(plan_.runs.size());
 }
@@ -574,7 +598,7 @@ void EngineCore::HandleRun(const RunContext& context, StepReport* report) {
     return;
   }
   const int64_t before = clock_->MonotonicNanos();
-  SampleChoices(context);
+  SampleChoices(context, report);
   report->sample_ns += clock_->MonotonicNanos() - before;
 }
 
@@ -650,14 +674,20 @@ void EngineCore::FinishPrefillOnly(Request* r) {
   Finish(r, FinishReason::kLength, absl::OkStatus(), AbortCause::kNone);
 }
 
-void EngineCore::SampleChoices(const RunContext& context) {
+void EngineCore::SampleChoices(const RunContext& context, StepReport* report) {
   Request* r = context.request;
   Sequence* s = context.sequence;
+  const int64_t asked = choice_of_run_[context.index];
+  if (asked >= 0 && asked < std::ssize(output_.chosen) &&
+      output_.chosen[static_cast<size_t>(asked)]) {
+    ++report->chosen_on_device;
+    TakeToken(r, s, *output_.chosen[static_cast<size_t>(asked)]);
+    return;
+  }
   const auto vocab = static_cast<size_t>(output_.logits.shape[1]);
   float* row = output_.logits.row<float>(context.first_logit_row + context.run->num_logits - 1);
-  const auto choice = static_cast<int32_t>(s->id % kSequencesPerRequest);
   while (!r->ended && s->pending_forks > 0) Fork(r, s, {row, vocab});
-  if (!r->ended) SampleChoice(r, choice, s, {row, vocab});
+  if (!r->ended) SampleChoice(r, s, {row, vocab});
 }
 
 // The next choice branches off: it shares the prompt's whole pages and starts from the same logits.
@@ -676,21 +706,29 @@ void EngineCore::Fork(Request* r, Sequence* parent, std::span<const float> logit
   fork->tokens.assign(parent->tokens.begin(), parent->tokens.begin() + parent->num_prompt);
   Sequence* s = scheduler_->Fork(parent, std::move(fork));
   row_.assign(logits.begin(), logits.end());
-  SampleChoice(r, choice, s, row_);
+  SampleChoice(r, s, row_);
 }
 
-void EngineCore::SampleChoice(Request* r, int32_t choice, Sequence* s, std::span<float> logits) {
-  Choice& c = r->choices[static_cast<size_t>(choice)];
-  const std::span<const int32_t> tokens(s->tokens);
+model::SamplingContext EngineCore::ContextOf(const Request& r, const Sequence& s) const {
+  const std::span<const int32_t> tokens(s.tokens);
   model::SamplingContext context{
-      .params = &r->request.sampling,
-      .prompt = tokens.first(static_cast<size_t>(s->num_prompt)),
-      .generated = tokens.subspan(static_cast<size_t>(s->num_prompt)),
-      .choice = static_cast<uint32_t>(choice),
-      .num_logprobs = r->request.num_logprobs,
+      .params = &r.request.sampling,
+      .prompt = tokens.first(static_cast<size_t>(s.num_prompt)),
+      .generated = tokens.subspan(static_cast<size_t>(s.num_prompt)),
+      .choice = static_cast<uint32_t>(s.id % kSequencesPerRequest),
+      .num_logprobs = r.request.num_logprobs,
   };
-  if (s->num_generated() < r->rules.min_tokens) context.banned = r->rules.stop_tokens;
-  const model::SampledToken sampled = sampler_.Sample(logits, context);
+  if (s.num_generated() < r.rules.min_tokens) context.banned = r.rules.stop_tokens;
+  return context;
+}
+
+void EngineCore::SampleChoice(Request* r, Sequence* s, std::span<float> logits) {
+  TakeToken(r, s, sampler_.Sample(logits, ContextOf(*r, *s)));
+}
+
+void EngineCore::TakeToken(Request* r, Sequence* s, const model::SampledToken& sampled) {
+  const auto choice = static_cast<int32_t>(s->id % kSequencesPerRequest);
+  Choice& c = r->choices[static_cast<size_t>(choice)];
   if (!sampled.logits_valid) {
     FailInvalidLogits(r);
     return;

@@ -109,8 +109,12 @@ class EngineCore {
   void ReportProgress(Request* request, int32_t processed);
   void ScorePrompt(const RunContext& run);
   void Pool(const RunContext& run);
-  void SampleChoices(const RunContext& run);
-  void SampleChoice(Request* request, int32_t choice, Sequence* sequence, std::span<float> logits);
+  // Asks the model for the tokens that it may choose by itself.
+  void AskForTokens();
+  model::SamplingContext ContextOf(const Request& request, const Sequence& sequence) const;
+  void SampleChoices(const RunContext& run, StepReport* report);
+  void SampleChoice(Request* request, Sequence* sequence, std::span<float> logits);
+  void TakeToken(Request* request, Sequence* sequence, const model::SampledToken& sampled);
   void Fork(Request* request, Sequence* parent, std::span<const float> logits);
   void FinishPrefillOnly(Request* request);
   void FailInvalidLogits(Request* request);
@@ -151,6 +155,7 @@ class EngineCore {
   StepPlan plan_;
   model::ModelInput input_;
   model::ModelOutput output_;
+  std::vector<int64_t> choice_of_run_;  // index into input_.choices, -1: none
   std::vector<float> row_;  // copy of a row of logits for a further choice
   absl::Time now_;
 };

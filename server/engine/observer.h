@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -30,6 +31,9 @@ struct StepReport {
   int64_t sample_ns = 0;   // sampling, with detokenisation and stop strings of the tokens sampled
   int64_t emit_ns = 0;     // everything else
   model::StepTimes model;
+  std::optional<kernels::StepRun> repeatable;         // ModelOutput's
+  std::optional<kernels::KernelTimes> kernel_times;  // ModelOutput's
+  int32_t chosen_on_device = 0;  // of the tokens sampled
   std::vector<model::PatternCounters> counters;
   int32_t running = 0;
   int32_t waiting = 0;

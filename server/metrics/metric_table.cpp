@@ -281,6 +281,68 @@ std::vector<Metric> TokenAndStepMetrics() {
   };
 }
 
+// None has a series where no GPU is used.
+std::vector<Metric> GpuMetrics() {
+  using enum MetricId;
+  return {
+      {kGpuDecodeSteps,
+       "GPU",
+       "longstride:gpu_decode_steps_total",
+       kCounter,
+       {"run"},
+       {},
+       "Steps that only decode, by how their kernels ran: launched one by one (the first of a "
+       "shape, and those measured), recorded as a CUDA graph (the second), replayed from it (all "
+       "others)."},
+      {kGpuSampledTokens,
+       "GPU",
+       "longstride:gpu_sampled_tokens_total",
+       kCounter,
+       {"on"},
+       {},
+       "Tokens by where they were chosen (device, host): the host chooses for typical_p, lists of "
+       "allowed tokens, the first tokens of several choices and more than 32 logprobs."},
+      {kGpuMemory,
+       "GPU",
+       "longstride:gpu_memory_bytes",
+       kGauge,
+       {"kind"},
+       {},
+       "The device's memory when scraped: total, and free of all processes."},
+      {kGpuMeasuredSteps,
+       "GPU",
+       "longstride:gpu_measured_steps_total",
+       kCounter,
+       {},
+       {},
+       "Steps whose kernels were timed by device events: one every five seconds. The three metrics "
+       "below sum over these alone."},
+      {kGpuKernelSeconds,
+       "GPU",
+       "longstride:gpu_kernel_seconds_total",
+       kCounter,
+       {"kind"},
+       {},
+       "Device time by kind of op (attention, linear, other), with the gaps between an op's own "
+       "kernels, which are larger than in steps that replay."},
+      {kGpuAttentionFlops,
+       "GPU",
+       "longstride:gpu_attention_flops_total",
+       kCounter,
+       {},
+       {},
+       "Operations of attention's two products on the keys that were scored; divided by attention's "
+       "seconds, the rate achieved."},
+      {kGpuAttentionBytes,
+       "GPU",
+       "longstride:gpu_attention_bytes_total",
+       kCounter,
+       {},
+       {},
+       "Bytes of keys and values that decoded tokens read, once for all heads that share them."},
+  };
+}
+
 std::vector<Metric> CacheMetrics() {
   using enum MetricId;
   return {
@@ -563,8 +625,8 @@ std::vector<Metric> ProcessMetrics() {
 const std::vector<Metric>& MetricTable() {
   static const auto* table = [] {
     auto* all = new std::vector<Metric>;
-    for (auto* part : {&RequestMetrics, &TokenAndStepMetrics, &CacheMetrics, &FrontendMetrics,
-                       &ProcessMetrics}) {
+    for (auto* part : {&RequestMetrics, &TokenAndStepMetrics, &GpuMetrics, &CacheMetrics,
+                       &FrontendMetrics, &ProcessMetrics}) {
       for (Metric& metric : part()) all->push_back(std::move(metric));
     }
     return all;

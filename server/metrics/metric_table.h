@@ -48,6 +48,14 @@ enum class MetricId {
   kStepTokens,
   kStepSequences,
   kInvalidLogits,
+  // GPU.
+  kGpuDecodeSteps,
+  kGpuSampledTokens,
+  kGpuMemory,
+  kGpuMeasuredSteps,
+  kGpuKernelSeconds,
+  kGpuAttentionFlops,
+  kGpuAttentionBytes,
   // KV cache and sparsity.
   kKvUsage,
   kKvBudget,

@@ -155,6 +155,7 @@ void Metrics::DescribeModel(const ModelFacts& facts) {
     }
     groups_.push_back(cells);
   }
+  if (facts.on_gpu) MakeGpuCells();
   for (const std::string& pattern : facts.patterns) {
     Family& keys = At(MetricId::kAttentionKeys);
     patterns_.push_back({.causal = keys.Series({pattern, "causal"}),
@@ -228,6 +229,7 @@ void Metrics::StepDone(const engine::StepReport& report) {
     At(MetricId::kStepDuration).Distribution().Observe(static_cast<double>(total) * kNano);
     At(MetricId::kStepSequences).Distribution().Observe(report.num_sequences);
   }
+  if (gpu_) AddGpu(report);
   At(MetricId::kGenerationTokens).Value().Add(report.generated_tokens);
   decode_tokens_->Add(report.decode_tokens);
   prefill_tokens_->Add(report.prefill_tokens);
@@ -247,6 +249,37 @@ void Metrics::StepDone(const engine::StepReport& report) {
     patterns_[index].visible->Add(static_cast<double>(counters.keys_visible));
     patterns_[index].read->Add(static_cast<double>(counters.keys_read));
   }
+}
+
+void Metrics::MakeGpuCells() {
+  GpuCells& cells = gpu_.emplace();
+  constexpr const char* kRuns[] = {"launched", "recorded", "replayed"};
+  for (size_t i = 0; i < cells.decode_steps.size(); ++i) {
+    cells.decode_steps[i] = At(MetricId::kGpuDecodeSteps).Series({kRuns[i]});
+  }
+  cells.on_device = At(MetricId::kGpuSampledTokens).Series({"device"});
+  cells.on_host = At(MetricId::kGpuSampledTokens).Series({"host"});
+  cells.measured = &At(MetricId::kGpuMeasuredSteps).Value();
+  cells.attention = At(MetricId::kGpuKernelSeconds).Series({"attention"});
+  cells.linear = At(MetricId::kGpuKernelSeconds).Series({"linear"});
+  cells.other = At(MetricId::kGpuKernelSeconds).Series({"other"});
+  cells.flops = &At(MetricId::kGpuAttentionFlops).Value();
+  cells.bytes = &At(MetricId::kGpuAttentionBytes).Value();
+  watch_memory_ = true;
+}
+
+void Metrics::AddGpu(const engine::StepReport& report) {
+  if (report.repeatable) gpu_->decode_steps[static_cast<size_t>(*report.repeatable)]->Add(1);
+  gpu_->on_device->Add(report.chosen_on_device);
+  gpu_->on_host->Add(report.generated_tokens - report.chosen_on_device);
+  if (!report.kernel_times) return;
+  const kernels::KernelTimes& times = *report.kernel_times;
+  gpu_->measured->Add(1);
+  gpu_->attention->Add(times.attention_seconds);
+  gpu_->linear->Add(times.linear_seconds);
+  gpu_->other->Add(times.other_seconds);
+  gpu_->flops->Add(times.attention_flops);
+  gpu_->bytes->Add(times.attention_bytes);
 }
 
 void Metrics::Finished(const engine::FinishReport& report) {
@@ -319,8 +352,17 @@ void Metrics::RefreshProcess() {
   At(MetricId::kProcessFds).Value().Set(static_cast<double>(stats.open_fds));
 }
 
+void Metrics::RefreshGpu() {
+  if (!watch_memory_) return;
+  const auto memory = kernels::MemoryOf(kernels::BackendKind::kCuda);
+  if (!memory.ok()) return;
+  At(MetricId::kGpuMemory).Series({"free"})->Set(static_cast<double>(memory->free_bytes));
+  At(MetricId::kGpuMemory).Series({"total"})->Set(static_cast<double>(memory->total_bytes));
+}
+
 void Metrics::Refresh() {
   RefreshProcess();
+  RefreshGpu();
   const engine::Engine* engine = engine_;
   const engine::EngineStatus status = engine == nullptr ? engine::EngineStatus{} : engine->Status();
   At(MetricId::kReady).Value().Set(status.health == engine::Health::kReady ? 1 : 0);

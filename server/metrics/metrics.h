@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@ struct ModelFacts {
   std::string plan;
   std::string plan_digest;
   std::string device;
+  bool on_gpu = false;
   std::string kv_dtype;
   int32_t max_context = 0;
   int64_t weight_bytes = 0;
@@ -133,6 +135,7 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   // Reads what is not pushed: the engine's state and the process's.
   void Refresh();
   void RefreshProcess();
+  void RefreshGpu();
 
   const MetricsOptions options_;
   std::vector<std::unique_ptr<Family>> families_;  // by MetricId
@@ -149,6 +152,22 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   Cell* cached_tokens_ = nullptr;
   Cell* decode_tokens_ = nullptr;
   Cell* prefill_tokens_ = nullptr;
+  struct GpuCells {
+    std::array<Cell*, 3> decode_steps = {};  // by StepRun
+    Cell* on_device = nullptr;
+    Cell* on_host = nullptr;
+    Cell* measured = nullptr;
+    Cell* attention = nullptr;
+    Cell* linear = nullptr;
+    Cell* other = nullptr;
+    Cell* flops = nullptr;
+    Cell* bytes = nullptr;
+  };
+  void MakeGpuCells();
+  void AddGpu(const engine::StepReport& report);
+
+  std::optional<GpuCells> gpu_;  // none without a GPU
+  std::atomic<bool> watch_memory_{false};
   AliasCells alias_cells_;
   std::atomic<const AliasCells*> aliases_{nullptr};  // set once the model is known
 };

@@ -239,6 +239,8 @@ class InspectTest(Case):
         memory = report["memory"]
         self.assertEqual(memory["kv_bytes"], 2 * memory["kv_bytes_per_sequence"])
         self.assertTrue(memory["fits"])
+        self.assertGreater(memory["step_bytes"], 512 * 640 * 4)
+        self.assertRegex(memory["computed_by"], "^(cuda$|cpu .no CUDA: .+)")
         self.assertRegex(report["model_digest"], r"^[0-9a-f]{32}$")
 
     @needs(GEMMA)

@@ -1,5 +1,5 @@
-// What only a device shows: the sentence where there is none, reservations that map as they are
-// written, and the two numerics classes of attention.
+// What only a device shows: the sentence where there is none, reservations that take memory as
+// they are committed, and the two numerics classes of attention.
 #include "kernels/cuda/device_info.h"
 #include "tests/kernels/attention_case.h"
 #include "tests/kernels/mirrored_backend.h"
@@ -36,7 +36,7 @@ TEST_F(CudaTest, ADeviceThatDoesNotExistIsNamed) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
 }
 
-TEST_F(CudaTest, ReservationsTakeMemoryAsPagesAreWritten) {
+TEST_F(CudaTest, ReservationsTakeMemoryAsTheyAreCommitted) {
   const auto backend = *MakeBackend(BackendKind::kCuda, {.kernels = TestKernels()});
   constexpr int32_t kHeads = 2, kDim = 64, kPages = 1 << 18;
   const int64_t head_bytes = KvHeadPageBytes(KvDType::kF32, kDim);
@@ -52,9 +52,10 @@ TEST_F(CudaTest, ReservationsTakeMemoryAsPagesAreWritten) {
                          KvDType::kF32};
   std::vector<float> rows = Normal(kHeads * kDim);
   const TensorView view = *backend->Resident(View3(rows, 1, kHeads, kDim));
-  const int64_t before = *backend->FreeMemory();
+  const int64_t before = backend->Memory()->free_bytes;
   for (const int32_t page : {kPages - 1, 0, 70000}) {
     const int32_t slot = 63;
+    ASSERT_LS_OK(memory.Commit(page * cache.page_stride, cache.page_stride));
     ASSERT_LS_OK(backend->BeginStep({}));
     ASSERT_LS_OK(backend->KvWrite(
         {.k = view, .v = view, .cache = cache, .page_ids = &page, .slots = &slot}));
@@ -65,7 +66,7 @@ TEST_F(CudaTest, ReservationsTakeMemoryAsPagesAreWritten) {
     ASSERT_LS_OK(backend->EndStep());
     for (int32_t c = 0; c < kDim; ++c) EXPECT_EQ(host.ptr<float>()[c], rows[kDim + c]);
   }
-  const int64_t left = *backend->FreeMemory();
+  const int64_t left = backend->Memory()->free_bytes;
   const int64_t taken = before - left;
   EXPECT_GT(taken, 0);
   EXPECT_LT(taken, int64_t{1} << 28);
@@ -73,7 +74,7 @@ TEST_F(CudaTest, ReservationsTakeMemoryAsPagesAreWritten) {
   for (const int32_t page : {kPages - 1, 0, 70000}) {
     memory.Decommit(page * cache.page_stride, cache.page_stride);
   }
-  EXPECT_GE(*backend->FreeMemory() - left, int64_t{32} << 20);
+  EXPECT_GE(backend->Memory()->free_bytes - left, int64_t{32} << 20);
 }
 
 // Shapes of the fast kernels, of the portable ones and of the float32 one.

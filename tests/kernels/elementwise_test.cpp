@@ -264,6 +264,7 @@ TEST_P(ElementwiseTest, KvWriteStoresExactlyTheRowsNamed) {
       page_ids[r] = r % pages;
       slots[r] = (r * 13) % kPageTokens;
     }
+    page_ids[7] = page_ids[rows - 1] = kNoPage;  // padding
     std::vector<std::vector<char>> caches(2, std::vector<char>(2 * page * pages, 0x55));
     for (int i = 0; i < 2; ++i) {
       char* base = caches[i].data();

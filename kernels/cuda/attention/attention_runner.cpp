@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/count_keys.h"
 #include "kernels/cuda/attention/convert.h"
 #include "kernels/cuda/attention/float_attention.h"
 
@@ -50,6 +51,7 @@ absl::Status AttentionRunner::Init() {
 
 void AttentionRunner::BeginStep() {
   num_plans_ = 0;
+  num_status_ = 0;
   status_words_.clear();
 }
 
@@ -99,12 +101,9 @@ absl::StatusOr<AttentionRunner::Plan*> AttentionRunner::PlanFor(const AttentionP
 
 absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
   plan->key = p;
-  ASSIGN_OR_RETURN(plan->counters, CountKeys(p));
+  ASSIGN_OR_RETURN(plan->counters, CountKeys(p.selection, p.kv_lens, p.q.shape[1]));
   const KvSelection& s = p.selection;
   const int32_t sequences = p.page_table.num_sequences;
-  for (int32_t i = 0; i < sequences; ++i) {
-    plan->max_kv_len = std::max(plan->max_kv_len, p.kv_lens[i]);
-  }
   AttentionParams& d = plan->device;
   d.page_table = p.page_table;
   ASSIGN_OR_RETURN(d.page_table.pages,
@@ -168,25 +167,25 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
         "Attention"));
     status_words_.push_back(plan->prompt.scratch);
   }
-  if (generated.empty()) return absl::OkStatus();
-  rows_.Set(p, generated);
+  return generated.empty() ? absl::OkStatus() : PlanGenerated(p, generated, shape, plan);
+}
+
+absl::Status AttentionRunner::PlanGenerated(const AttentionParams& p,
+                                            const std::vector<int32_t>& tiles,
+                                            AttentionParams shape, Plan* plan) {
+  const KvSelection& s = p.selection;
+  const auto heads = static_cast<int32_t>(p.q.shape[1]);
   KvSelection& part = plan->generated.selection;
   part = plan->device.selection;
   part.query_tile = 1;
-  part.num_tiles = static_cast<int32_t>(rows_.tiles.size());
-  ASSIGN_OR_RETURN(part.tiles, arrays_.Copy(rows_.tiles.data(), part.num_tiles));
-  const auto lists = static_cast<int64_t>(rows_.list_begin.size());
-  ASSIGN_OR_RETURN(part.list_begin, arrays_.Copy(rows_.list_begin.data(), lists));
-  ASSIGN_OR_RETURN(part.list_count, arrays_.Copy(rows_.list_count.data(), lists));
-  if (!rows_.more.empty()) {
-    std::vector<int32_t> entries(s.entries, s.entries + s.num_entries);
-    entries.insert(entries.end(), rows_.more.begin(), rows_.more.end());
-    part.num_entries = static_cast<int64_t>(entries.size());
-    ASSIGN_OR_RETURN(part.entries, arrays_.Copy(entries.data(), part.num_entries));
-  }
+  int32_t longest = s.max_list_entries;
+  if (longest == 0 || static_cast<int32_t>(tiles.size()) < s.num_tiles || MostRows(s) > 1) {
+    RETURN_IF_ERROR(UploadRows(p, tiles, &part));
+    longest = rows_.longest;
+  }  // else the lists are those of single rows as they stand
   // Sized in powers of two, so that scratch addresses hold for a while.
   const auto pages = static_cast<uint32_t>(
-      std::max(1, rows_.longest * (s.entry_tokens / kPageTokens)));
+      std::max(1, longest * (s.entry_tokens / kPageTokens)));
   plan->generated.max_list_pages = static_cast<int32_t>(std::bit_ceil(pages));
   ASSIGN_OR_RETURN(plan->generated.scratch,
                    StepMemory(DecodeScratchBytes(part.num_tiles, heads, p.cache.num_heads,
@@ -201,6 +200,23 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
   return absl::OkStatus();
 }
 
+absl::Status AttentionRunner::UploadRows(const AttentionParams& p,
+                                         const std::vector<int32_t>& tiles, KvSelection* part) {
+  const KvSelection& s = p.selection;
+  rows_.Set(p, tiles);
+  part->num_tiles = static_cast<int32_t>(rows_.tiles.size());
+  ASSIGN_OR_RETURN(part->tiles, arrays_.Copy(rows_.tiles.data(), part->num_tiles));
+  const auto lists = static_cast<int64_t>(rows_.list_begin.size());
+  ASSIGN_OR_RETURN(part->list_begin, arrays_.Copy(rows_.list_begin.data(), lists));
+  ASSIGN_OR_RETURN(part->list_count, arrays_.Copy(rows_.list_count.data(), lists));
+  if (rows_.more.empty()) return absl::OkStatus();
+  std::vector<int32_t> entries(s.entries, s.entries + s.num_entries);
+  entries.insert(entries.end(), rows_.more.begin(), rows_.more.end());
+  part->num_entries = static_cast<int64_t>(entries.size());
+  ASSIGN_OR_RETURN(part->entries, arrays_.Copy(entries.data(), part->num_entries));
+  return absl::OkStatus();
+}
+
 absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Plan& plan) {
   Scratch scratch(context_);
   ASSIGN_OR_RETURN(uint16_t* q, scratch.Take<uint16_t>(p.q.num_elements()));
@@ -209,6 +225,7 @@ absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Pla
   half.counters = nullptr;
   half.q = HalfView(q, p.cache.dtype, p.q);
   half.out = HalfView(out, p.cache.dtype, p.q);
+  if (p.out.dtype == half.out.dtype) half.out = p.out;
   half.page_table = plan.device.page_table;
   half.kv_lens = plan.device.kv_lens;
   const cudaStream_t stream = context_.stream();
@@ -224,7 +241,8 @@ absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Pla
                                                 plan.generated.scratch, stream, plan.path),
                                    "Attention"));
   }
-  return context_.Check(LaunchFromHalf(half.out, plan.device.selection, p.out, stream),
+  if (half.out.data == p.out.data) return absl::OkStatus();
+  return context_.Check(LaunchCoveredRows(half.out, plan.device.selection, p.out, stream),
                         "Attention");
 }
 
@@ -238,12 +256,23 @@ absl::Status AttentionRunner::RunFloat(const AttentionParams& p, const Plan& pla
   device.page_table = plan.device.page_table;
   device.kv_lens = plan.device.kv_lens;
   device.selection = plan.device.selection;
-  FloatAttentionLaunch launch{.max_kv_len = plan.max_kv_len,
+  // A bound that holds while the page table keeps its size, so that the launch can be replayed.
+  const int64_t bound = p.page_table.stride * kPageTokens;
+  FloatAttentionLaunch launch{.max_kv_len = static_cast<int32_t>(std::min<int64_t>(bound, INT32_MAX)),
                         .multiprocessors = context_.multiprocessors(),
                         .status = static_cast<uint32_t*>(plan.float_status)};
   Scratch scratch(context_);
+  const bool converts = p.out.dtype != DType::kF32;
+  if (converts) {
+    ASSIGN_OR_RETURN(float* out, scratch.Take<float>(p.q.num_elements()));
+    device.out = TensorView::Contiguous(out, DType::kF32, p.out.shape, 3, Device::kCuda);
+  }
   ASSIGN_OR_RETURN(launch.scratch, scratch.Take<char>(FloatAttentionScratchBytes(device, launch)));
-  return context_.Check(LaunchFloatAttention(device, launch, context_.stream()), "Attention");
+  RETURN_IF_ERROR(
+      context_.Check(LaunchFloatAttention(device, launch, context_.stream()), "Attention"));
+  if (!converts) return absl::OkStatus();
+  return context_.Check(
+      LaunchCoveredRows(device.out, plan.device.selection, p.out, context_.stream()), "Attention");
 }
 
 absl::Status AttentionRunner::Run(const AttentionParams& p) {
@@ -261,8 +290,8 @@ absl::Status AttentionRunner::Run(const AttentionParams& p) {
 }
 
 absl::Status AttentionRunner::QueueStatus() {
-  const size_t words = std::min(status_words_.size(), kMaxStatusWords);
-  for (size_t i = 0; i < words; ++i) {
+  num_status_ = std::min(status_words_.size(), kMaxStatusWords);
+  for (size_t i = 0; i < num_status_; ++i) {
     RETURN_IF_ERROR(context_.Check(
         cudaMemcpyAsync(host_status_ + i, status_words_[i], sizeof(uint32_t),
                         cudaMemcpyDeviceToHost, context_.stream()),
@@ -272,8 +301,7 @@ absl::Status AttentionRunner::QueueStatus() {
 }
 
 absl::Status AttentionRunner::EndStep() {
-  const size_t words = std::min(status_words_.size(), kMaxStatusWords);
-  for (size_t i = 0; i < words; ++i) {
+  for (size_t i = 0; i < num_status_; ++i) {
     if (host_status_[i] != 0) {
       return absl::InternalError("Attention: a visible position has no page in the cache");
     }

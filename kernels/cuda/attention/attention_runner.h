@@ -28,6 +28,9 @@ class AttentionRunner {
   void BeginStep();
   // Queues what EndStep reads.
   absl::Status QueueStatus();
+  // How much that is, and the same of a step that was replayed.
+  int64_t status_words() const { return static_cast<int64_t>(num_status_); }
+  void ExpectStatus(int64_t words) { num_status_ = static_cast<size_t>(words); }
   // After the device is done. INTERNAL: a visible key had no page.
   absl::Status EndStep();
 
@@ -43,7 +46,6 @@ class AttentionRunner {
     AttentionParams key;
     AttentionCounters counters;
     AttentionParams device;  // arrays and `selection` (all tiles) in device memory
-    int32_t max_kv_len = 0;
     bool tensor_cores = false;
     KernelPath path = KernelPath::kPortable;  // of those
     PrefillLayout layout = PrefillLayout::kPlain;
@@ -54,6 +56,11 @@ class AttentionRunner {
   absl::StatusOr<Plan*> PlanFor(const AttentionParams& p);
   absl::Status MakePlan(const AttentionParams& p, Plan* plan);
   absl::Status SplitTiles(const AttentionParams& p, Plan* plan);
+  absl::Status PlanGenerated(const AttentionParams& p, const std::vector<int32_t>& tiles,
+                             AttentionParams shape, Plan* plan);
+  // Makes the lists of single rows (RowLists) and copies them to the device.
+  absl::Status UploadRows(const AttentionParams& p, const std::vector<int32_t>& tiles,
+                          KvSelection* part);
   // Chooses kernels and layout. A function of the layer's shape alone, so that a row's bits are.
   void ChooseKernels(const AttentionParams& p, Plan* plan) const;
   absl::Status RunTensorCores(const AttentionParams& p, const Plan& plan);
@@ -67,6 +74,7 @@ class AttentionRunner {
   size_t num_plans_ = 0;
   RowLists rows_;
   std::vector<const void*> status_words_;
+  size_t num_status_ = 0;  // queued
   uint32_t* host_status_ = nullptr;  // pinned
   Buffer host_status_owner_;
 };

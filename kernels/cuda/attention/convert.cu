@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kRowThreads) ToHalfKernel(const float* from, T
       make_uint2(Pack<T>(x.x, x.y), Pack<T>(x.z, x.w));
 }
 
+__device__ float4 Load4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 __device__ float2 Unpack(uint32_t w, __half) {
   return __half22float2(reinterpret_cast<const __half2&>(w));
 }
@@ -41,16 +42,22 @@ __device__ float2 Unpack(uint32_t w, __nv_bfloat16) {
 }
 
 template <typename T>
+__device__ float4 Load4(const T* from) {
+  const uint2 w = *reinterpret_cast<const uint2*>(from);
+  const float2 a = Unpack(w.x, T()), b = Unpack(w.y, T());
+  return make_float4(a.x, a.y, b.x, b.y);
+}
+
+template <typename From, typename To>
 __global__ void __launch_bounds__(kRowThreads)
-    FromHalfKernel(const T* from, float* to, const QueryTile* tiles, Shape s) {
+    CoveredRowsKernel(const From* from, To* to, const QueryTile* tiles, Shape s) {
+  LetNextStart();
   const QueryTile tile = tiles[blockIdx.x];
   if (static_cast<int32_t>(blockIdx.z) >= tile.num_rows) return;
   const int64_t row = static_cast<int64_t>(tile.row_begin) + blockIdx.z;
   const int64_t four = static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x;
   if (four >= s.fours) return;
-  const uint2 w = *reinterpret_cast<const uint2*>(from + s.Half(row, four));
-  const float2 a = Unpack(w.x, T()), b = Unpack(w.y, T());
-  *reinterpret_cast<float4*>(to + s.Float(row, four)) = make_float4(a.x, a.y, b.x, b.y);
+  Store4(to + s.Float(row, four), Load4(from + s.Half(row, four)));
 }
 
 Shape MakeShape(const TensorView& f, const TensorView& h) {
@@ -62,6 +69,19 @@ bool Aligned(const TensorView& f, const TensorView& h) {
   return f.shape[2] % 4 == 0 && (f.strides[0] | f.strides[1] | h.strides[0] | h.strides[1]) % 4 == 0 &&
          reinterpret_cast<uintptr_t>(f.data) % 16 == 0 &&
          reinterpret_cast<uintptr_t>(h.data) % 8 == 0;
+}
+
+template <typename From, typename To>
+cudaError_t Covered(const TensorView& from, const KvSelection& selection, const TensorView& to,
+                    cudaStream_t stream) {
+  if (!Aligned(to, from)) return cudaErrorNotSupported;
+  const Shape s = MakeShape(to, from);
+  RowGrid grid(selection.num_tiles, s.fours);
+  if (grid.empty) return cudaSuccess;
+  grid.blocks.z = static_cast<unsigned>(selection.query_tile);
+  CoveredRowsKernel<<<grid.blocks, kRowThreads, 0, stream>>>(from.ptr<const From>(), to.ptr<To>(),
+                                                             selection.tiles, s);
+  return cudaGetLastError();
 }
 
 }  // namespace
@@ -80,21 +100,20 @@ cudaError_t LaunchToHalf(const TensorView& from, const TensorView& to, cudaStrea
   return cudaGetLastError();
 }
 
-cudaError_t LaunchFromHalf(const TensorView& from, const KvSelection& selection,
-                           const TensorView& to, cudaStream_t stream) {
-  if (!Aligned(to, from)) return cudaErrorNotSupported;
-  const Shape s = MakeShape(to, from);
-  RowGrid grid(selection.num_tiles, s.fours);
-  if (grid.empty) return cudaSuccess;
-  grid.blocks.z = static_cast<unsigned>(selection.query_tile);
-  if (from.dtype == DType::kF16) {
-    FromHalfKernel<<<grid.blocks, kRowThreads, 0, stream>>>(from.ptr<__half>(), to.ptr<float>(),
-                                                            selection.tiles, s);
-  } else {
-    FromHalfKernel<<<grid.blocks, kRowThreads, 0, stream>>>(
-        from.ptr<__nv_bfloat16>(), to.ptr<float>(), selection.tiles, s);
+cudaError_t LaunchCoveredRows(const TensorView& from, const KvSelection& selection,
+                              const TensorView& to, cudaStream_t stream) {
+  const bool to_bf16 = to.dtype == DType::kBF16;
+  switch (from.dtype) {
+    case DType::kF16:
+      return to_bf16 ? Covered<__half, __nv_bfloat16>(from, selection, to, stream)
+                     : Covered<__half, float>(from, selection, to, stream);
+    case DType::kBF16:
+      return to_bf16 ? cudaErrorNotSupported  // the kernels write there by themselves
+                     : Covered<__nv_bfloat16, float>(from, selection, to, stream);
+    default:
+      return to_bf16 ? Covered<float, __nv_bfloat16>(from, selection, to, stream)
+                     : cudaErrorNotSupported;
   }
-  return cudaGetLastError();
 }
 
 }  // namespace longstride::kernels::cuda

@@ -1,18 +1,12 @@
-// What the host works out about a selection before its tiles go to kernels: whether the lists are
-// well formed, how many keys they show, and the lists of single rows.
+// The lists of single rows, which the host works out of a selection before its tiles go to kernels.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "config/base/status.h"
 #include "kernels/op_params.h"
 
 namespace longstride::kernels::cuda {
-
-// Counts (query row, query head, key) triples from the lists alone, in time that follows the number
-// of entries, not of keys. INTERNAL: a list does not ascend.
-absl::StatusOr<AttentionCounters> CountKeys(const AttentionParams& p);
 
 // Tiles of one row each, whose lists hold exactly the entries with a key that the row sees: what a
 // row's list is in a step that computes only it. Host memory, reused from step to step.

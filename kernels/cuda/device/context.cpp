@@ -82,11 +82,7 @@ absl::StatusOr<Buffer> DeviceContext::Allocate(int64_t bytes) {
   return Buffer(data, bytes, Device::kCuda, std::make_shared<DeviceDeleter>());
 }
 
-absl::StatusOr<int64_t> DeviceContext::FreeMemory() {
-  size_t free_bytes = 0, total = 0;
-  RETURN_IF_ERROR(Check(cudaMemGetInfo(&free_bytes, &total), "asking for free memory"));
-  return static_cast<int64_t>(free_bytes);
-}
+absl::StatusOr<DeviceMemory> DeviceContext::Memory() const { return MemoryOfCudaDevice(info_.index); }
 
 absl::StatusOr<Buffer> DeviceContext::Upload(const void* host, int64_t bytes) {
   ASSIGN_OR_RETURN(Buffer buffer, Allocate(bytes));

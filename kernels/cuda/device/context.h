@@ -42,8 +42,8 @@ class DeviceContext {
 
   // Device memory, 256-byte aligned, not initialised. RESOURCE_EXHAUSTED names need and have.
   absl::StatusOr<Buffer> Allocate(int64_t bytes);
-  // Bytes that Allocate could still give.
-  absl::StatusOr<int64_t> FreeMemory();
+  // Thread-safe.
+  absl::StatusOr<DeviceMemory> Memory() const;
   // A copy of host memory on the device; the host memory may go afterwards. For loading: waits.
   absl::StatusOr<Buffer> Upload(const void* host, int64_t bytes);
   // Waits for the stream and reports what failed on it since the last call.

@@ -45,6 +45,7 @@ absl::Status StepArrays::Begin(std::span<const HostArray> arrays) {
   copies_.clear();
   used_ = pinned_used_ = pinned_wanted_ = 0;
   in_step_ = true;
+  copied_more_ = false;
   if (total == 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(char* base, Take(total));
   int64_t at = 0;
@@ -84,6 +85,7 @@ absl::StatusOr<const void*> StepArrays::Find(const void* host, int64_t bytes) {
 absl::StatusOr<const void*> StepArrays::CopyBytes(const void* host, int64_t bytes) {
   ASSIGN_OR_RETURN(char* device, Take(bytes));
   if (bytes == 0) return static_cast<const void*>(device);
+  copied_more_ = true;
   // Memory that is not pinned is read before the call returns.
   const void* from = host;
   pinned_wanted_ += Aligned(bytes);

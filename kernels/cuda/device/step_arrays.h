@@ -26,6 +26,8 @@ class StepArrays {
   absl::Status Begin(std::span<const HostArray> arrays);
   void End() { in_step_ = false; }
   bool in_step() const { return in_step_; }
+  // Whether the step copied arrays that Begin was not told of.
+  bool copied_more() const { return copied_more_; }
 
   // The device copy of `count` elements; within a step the same host array is copied once.
   template <typename T>
@@ -59,6 +61,7 @@ class StepArrays {
   int64_t pinned_used_ = 0;
   int64_t pinned_wanted_ = 0;  // what the last step would have used
   bool in_step_ = false;
+  bool copied_more_ = false;
   std::unordered_map<const void*, Copied> copies_;
 };
 

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/quant.h"
+#include "tests/model/decoder/architectures.h"
 #include "tests/model/decoder/naive_forward.h"
 #include "tests/model/decoder/paged_runner.h"
 #include "tests/model/decoder/tiny_model.h"
@@ -20,13 +21,6 @@ namespace {
 
 using kernels::BackendKind;
 using ::testing::HasSubstr;
-
-std::vector<int32_t> RandomTokens(size_t n, int32_t vocab, unsigned seed) {
-  std::mt19937 random(seed);
-  std::vector<int32_t> tokens(n);
-  for (int32_t& t : tokens) t = static_cast<int32_t>(random() % static_cast<unsigned>(vocab));
-  return tokens;
-}
 
 double Std(const Rows& rows) {
   double sum = 0, squares = 0, n = 0;
@@ -60,77 +54,6 @@ std::vector<double> RowErrors(const FloatRows& got, const Rows& want) {
 double MaxError(const FloatRows& got, const Rows& want) {
   const std::vector<double> errors = RowErrors(got, want);
   return errors.empty() ? 0 : errors.back();
-}
-
-std::vector<TinyOptions> Architectures() {
-  return {
-      {.name = "plain"},
-      {.name = "llama_like", .rope_scale = 1.2f, .tied = true},
-      {.name = "mistral_window", .window = 24},
-      {.name = "window_past_pages", .layers = 3, .window = 70},
-      {.name = "gemma2_like",
-       .norm_offset = 1.0f,
-       .post_norm = true,
-       .softcap = 5.0f,
-       .logit_softcap = 3.0f,
-       .embedding_scale = 6.0f,
-       .tied = true,
-       .activation = kernels::Activation::kGeluTanh,
-       .window = 30},
-      {.name = "gemma3_like",
-       .norm_offset = 1.0f,
-       .post_norm = true,
-       .qk_norm = QkNorm::kPerHead,
-       .tied = true,
-       .activation = kernels::Activation::kGeluTanh,
-       .window = 20},
-      {.name = "qwen_biases", .biases = true},
-      {.name = "gpt_oss_like",
-       .sinks = true,
-       .biases = true,
-       .activation = kernels::Activation::kSwigluOai,
-       .experts = 6,
-       .window = 16},
-      {.name = "moe_all_softmax",
-       .experts = 5,
-       .scoring = kernels::ExpertScoring::kSoftmaxThenTopK,
-       .renormalize = false},
-      {.name = "moe_renormalised",
-       .residual_scale = 0.5f,
-       .experts = 5,
-       .top_k = 3,
-       .scoring = kernels::ExpertScoring::kSoftmaxThenTopK},
-      {.name = "cohere_like",
-       .norm = NormKind::kLayerNorm,
-       .norm_bias = true,
-       .parallel = true,
-       .interleaved = true,
-       .nope_every_second = true,
-       .logit_scale = 0.25f,
-       .tied = true,
-       .window = 40},
-      {.name = "cohere_qk_norm",
-       .norm = NormKind::kLayerNorm,
-       .parallel = true,
-       .qk_norm = QkNorm::kLayerNormPerHead,
-       .interleaved = true},
-      {.name = "olmo2_like", .pre_norm = false, .post_norm = true, .qk_norm = QkNorm::kFullWidth},
-      {.name = "llama4_like",
-       .qk_norm = QkNorm::kL2AfterRope,
-       .interleaved = true,
-       .nope_every_second = true,
-       .position_scale = true,
-       .experts = 4,
-       .top_k = 1,
-       .shared_ffn = 24,
-       .scoring = kernels::ExpertScoring::kSigmoidInput,
-       .chunk = 32},
-      {.name = "partial_rope", .partial_rope = true, .activation = kernels::Activation::kGelu},
-      {.name = "rope_variants", .rope_variants = 2},
-      {.name = "multi_head", .heads = 6, .kv_heads = 6, .residual_scale = 0.7f},
-      {.name = "multi_query", .heads = 6, .kv_heads = 1, .window = 33},
-      {.name = "one_layer", .layers = 1},
-  };
 }
 
 class ArchitectureTest : public ::testing::TestWithParam<TinyOptions> {};
@@ -610,6 +533,34 @@ TEST(Decoder, TensorCoresStayNearTheReferenceAndKeepBits) {
     EXPECT_EQ(FloatRows(device.logits.begin(), device.logits.end() - 1), generated);
     EXPECT_EQ(device.logits.back(), once[299]);
   }
+}
+
+TEST(Decoder, WorkspaceIsWhatItSaysBeforehand) {
+  for (const TinyOptions& options : Architectures()) {
+    const TinyModel model(options);
+    PagedRunner runner(&model.spec, "{}");
+    EXPECT_EQ(runner.decoder().workspace_bytes(), WorkspaceBytes(model.spec, 512)) << options.name;
+  }
+}
+
+// A choice of a row that is not there, or of two from one row.
+TEST(Decoder, RefusesMalformedChoices) {
+  const TinyModel model({.name = "choices"});
+  PagedRunner runner(&model.spec, "{}");
+  const std::vector<int32_t> tokens = RandomTokens(5, model.spec.vocab_size, 6);
+  ModelInput input = runner.MakeInput({{.sequence = 0, .tokens = tokens, .num_logits = 2}});
+  const SamplingParams params;
+  ModelOutput output;
+  for (const std::vector<int32_t>& rows : {std::vector<int32_t>{2}, {-1}, {1, 1}, {1, 0}}) {
+    input.choices.clear();
+    for (const int32_t row : rows) {
+      input.choices.push_back({.logits_row = row, .context = {.params = &params}});
+    }
+    EXPECT_EQ(runner.decoder().Forward(input, &output).code(), absl::StatusCode::kInvalidArgument);
+  }
+  input.choices = {{.logits_row = 1, .context = {.params = &params}}};
+  ASSERT_TRUE(runner.decoder().Forward(input, &output).ok());
+  EXPECT_EQ(output.chosen.size(), 1u);
 }
 
 // Malformed inputs are refused by a sentence, and the decoder works on.

@@ -1,10 +1,14 @@
 #include "model/kv_cache.h"
 
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <set>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/reference/reference_backend.h"
 
 namespace longstride::model {
 namespace {
@@ -147,6 +151,58 @@ TEST(PagesNeeded, CountsWhatAWindowHolds) {
   EXPECT_LE(PagesNeeded(group, 30000, 512), 17);
   group.retention = {.window = 512, .sink_tokens = 4};
   EXPECT_LE(PagesNeeded(group, 30000, 1), 10);
+}
+
+// Counts what is committed, page by page.
+class CountingReservation : public kernels::Buffer::Deleter {
+ public:
+  void Free(void* data, int64_t bytes) override { std::free(data); }
+  absl::Status Commit(void* data, int64_t bytes) override {
+    EXPECT_TRUE(parts.insert(data).second) << "committed twice";
+    return parts.size() > most ? absl::ResourceExhaustedError("no memory left") : absl::OkStatus();
+  }
+  void Decommit(void* data, int64_t bytes) override { EXPECT_EQ(parts.erase(data), 1u); }
+  std::set<void*> parts;
+  size_t most = 1000;
+};
+
+class CountingBackend : public kernels::ReferenceBackend {
+ public:
+  absl::StatusOr<kernels::Buffer> Reserve(int64_t bytes) override {
+    return kernels::Buffer(std::malloc(static_cast<size_t>(bytes)), bytes, kernels::Device::kCpu,
+                           reservation);
+  }
+  std::shared_ptr<CountingReservation> reservation = std::make_shared<CountingReservation>();
+};
+
+TEST(KvCache, CommitsEachPageOnceUntilItIsGivenBack) {
+  CountingBackend backend;
+  const auto cache = *KvCache::Create(&backend, Groups(kernels::KvDType::kF16),
+                                      {.dtype = kernels::KvDType::kF16, .budget_bytes = 4 << 20});
+  const std::vector<int32_t> pages = {3, kernels::kNoPage, 3, 1};
+  ASSERT_TRUE(cache->Commit(0, pages).ok());
+  EXPECT_EQ(backend.reservation->parts.size(), 4u);  // of two layers
+  ASSERT_TRUE(cache->Commit(0, pages).ok());
+  ASSERT_TRUE(cache->Commit(1, pages).ok());
+  EXPECT_EQ(backend.reservation->parts.size(), 10u);
+  const std::vector<int32_t> gone = {3};
+  cache->Decommit(0, gone);
+  EXPECT_EQ(backend.reservation->parts.size(), 8u);
+  ASSERT_TRUE(cache->Commit(0, pages).ok());
+  EXPECT_EQ(backend.reservation->parts.size(), 10u);
+  backend.reservation->most = 11;
+  const std::vector<int32_t> more = {5};
+  EXPECT_EQ(cache->Commit(0, more).code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(KvCache, TakesAnotherBudget) {
+  Fixture f(kernels::KvDType::kF16);
+  const int32_t before = f.cache->num_pages(0);
+  ASSERT_TRUE(f.cache->SetBudget(f.backend.get(), 8 << 20).ok());
+  EXPECT_EQ(f.cache->num_pages(0), 2 * before);
+  EXPECT_EQ(f.cache->options().budget_bytes, 8 << 20);
+  EXPECT_EQ(f.cache->SetBudget(f.backend.get(), 100).code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -49,15 +50,17 @@ class PagedRunner {
               kernels::BackendKind kind = kernels::BackendKind::kReference,
               kernels::KvDType dtype = kernels::KvDType::kF32, int32_t max_step_tokens = 512,
               int num_threads = 1)
-      : spec_(spec) {
+      : PagedRunner(spec, plan_text, Make(kind, num_threads), dtype, max_step_tokens) {}
+
+  PagedRunner(const ModelSpec* spec, const std::string& plan_text,
+              std::unique_ptr<kernels::Backend> backend, kernels::KvDType dtype,
+              int32_t max_step_tokens = 512)
+      : spec_(spec), backend_(std::move(backend)) {
     auto policy = SparsityPolicy::Parse(plan_text);
     EXPECT_TRUE(policy.ok()) << policy.status();
     auto plan = SparsityPlan::Resolve(*policy, *spec, dtype);
     EXPECT_TRUE(plan.ok()) << plan.status();
     plan_ = *std::move(plan);
-    auto backend = kernels::MakeBackend(kind, {.num_threads = num_threads, .kernels = TestKernels()});
-    EXPECT_TRUE(backend.ok()) << backend.status();
-    backend_ = *std::move(backend);
     auto cache = KvCache::Create(backend_.get(), plan_.groups,
                                  {.dtype = dtype, .budget_bytes = int64_t{64} << 20});
     EXPECT_TRUE(cache.ok()) << cache.status();
@@ -88,6 +91,7 @@ class PagedRunner {
     Copy(output.hidden, &hidden);
     counters = output.counters;
     times = output.times;
+    repeatable = output.repeatable;
     for (const Piece& piece : pieces) FreeDead(piece.sequence);
     return absl::OkStatus();
   }
@@ -175,10 +179,17 @@ class PagedRunner {
   FloatRows logits, hidden;
   std::vector<PatternCounters> counters;
   StepTimes times;
+  std::optional<kernels::StepRun> repeatable;
   std::vector<int64_t> max_held;  // [group] most pages one sequence held
   int released = 0;
 
  private:
+  static std::unique_ptr<kernels::Backend> Make(kernels::BackendKind kind, int num_threads) {
+    auto backend = kernels::MakeBackend(kind, {.num_threads = num_threads, .kernels = TestKernels()});
+    EXPECT_TRUE(backend.ok()) << backend.status();
+    return *std::move(backend);
+  }
+
   struct Sequence {
     int32_t length = 0;
     size_t borrowed = 0;                      // first pages, which belong to another sequence

@@ -122,6 +122,38 @@ RowKeys Expand(const kernels::KvSelection& s, int32_t list_head, int32_t tile, i
   return keys;
 }
 
+// KvSelection::max_list_entries vouches for it: what a row alone gets is what it sees.
+TEST_P(SelectionTest, ARowAloneListsOnlyEntriesThatItSees) {
+  const auto pattern = Make(GetParam());
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  SelectionBuilder builder;
+  for (int round = 0; round < 60; ++round) {
+    const auto i = static_cast<int64_t>(random() % kMaxPositions);
+    builder.Clear();
+    const std::vector<QueryRun> runs = {{.sequence = 0, .row_begin = 0, .num_rows = 1,
+                                         .first_position = i}};
+    pattern->Select(runs, &builder);
+    ASSERT_EQ(builder.tiles.size(), 1u);
+    builder.Pad(4);
+    const kernels::KvSelection s = builder.View();
+    ASSERT_EQ(s.num_tiles, 4);
+    for (int32_t h = 0; h < s.num_list_heads; ++h) {
+      for (int32_t t = 1; t < 4; ++t) EXPECT_EQ(s.list_count[h * 4 + t], 0);
+      EXPECT_LE(s.list_count[h * 4], s.max_list_entries);
+      for (int32_t e = 0; e < s.list_count[h * 4]; ++e) {
+        const int64_t first = int64_t{s.entries[s.list_begin[h * 4] + e]} * s.entry_tokens;
+        bool seen = false;
+        for (int64_t j = first; j < first + s.entry_tokens && !seen; ++j) {
+          seen = j <= i && kernels::EdgeAllows(s.edges[h], i, j);
+        }
+        EXPECT_TRUE(seen) << "row " << i << " entry at " << first;
+      }
+    }
+  }
+}
+
 // Random positions, chunkings and sequences: what the selection lets a row read is what the
 // definition says, every row is in one tile, and little more is listed than is visible.
 TEST_P(SelectionTest, MatchesDefinition) {

@@ -1,0 +1,294 @@
+// What happens before the first step: weights, workspace, and a dry run of the largest steps.
+#include <algorithm>
+#include <bit>
+#include <initializer_list>
+#include <utility>
+
+#include "config/base/check.h"
+#include "model/decoder_impl.h"
+
+namespace longstride::model {
+namespace {
+
+using kernels::TensorView;
+
+// Logits of one step take at most this much, beside kMinLogitsRows rows in any case: a prompt that is
+// scored may have to be computed in whole tiles (SparsityPlan::chunk_alignment).
+constexpr int64_t kMaxLogitsBytes = int64_t{256} << 20;
+constexpr int64_t kMinLogitsRows = 128;
+
+// Widest rows of the spec's layers, in floats.
+struct Widths {
+  int64_t dim = 0, qkv = 0, heads = 0, gate_up = 0, experts = 0;
+
+  explicit Widths(const ModelSpec& spec) : dim(spec.dim) {
+    for (const LayerSpec& layer : spec.layers) {
+      const AttentionSpec& a = layer.attention;
+      const MlpSpec& m = layer.mlp;
+      qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
+      heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
+      gate_up = std::max<int64_t>(gate_up,
+                                  int64_t{2} * (m.num_experts > 0 ? m.shared_ffn_dim : m.ffn_dim));
+      experts = std::max<int64_t>(experts, m.num_experts);
+    }
+  }
+};
+
+int32_t MaxLogitsRows(const ModelSpec& spec, int32_t max_step_tokens) {
+  const int64_t fit = kMaxLogitsBytes / (int64_t{4} * std::max(1, spec.vocab_size));
+  return static_cast<int32_t>(std::min<int64_t>(max_step_tokens, std::max(kMinLogitsRows, fit)));
+}
+
+}  // namespace
+
+int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
+  const Widths w(spec);
+  const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.gate_up + w.experts;
+  return int64_t{sizeof(float)} *
+         (max_step_tokens * of_all_rows +
+          int64_t{MaxLogitsRows(spec, max_step_tokens)} * spec.vocab_size);
+}
+
+DecoderImpl::DecoderImpl(kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan,
+                         KvCache* cache, int32_t max_step_tokens)
+    : backend_(backend), spec_(spec), plan_(plan), cache_(cache) {
+  limits_ = {.spec = spec,
+             .plan = plan,
+             .cache = cache,
+             .max_step_tokens = max_step_tokens,
+             .max_logits_rows = MaxLogitsRows(*spec, max_step_tokens)};
+}
+
+absl::Status DecoderImpl::Init(const std::function<void(const TensorView&)>& release) {
+  RETURN_IF_ERROR(InitStep());
+  auto resident = std::make_shared<ResidentModel>();
+  RETURN_IF_ERROR(MakeResident(resident.get()));
+  ASSIGN_OR_RETURN(resident->weights, PrepareWeights(backend_, resident->spec, release));
+  spec_ = &resident->spec;
+  resident_ = std::move(resident);
+  return AllocateActivated();
+}
+
+absl::Status DecoderImpl::InitSharing(std::shared_ptr<const ResidentModel> resident) {
+  RETURN_IF_ERROR(InitStep());
+  resident_ = std::move(resident);
+  return AllocateActivated();
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> DecoderImpl::WithPlan(const SparsityPlan* plan,
+                                                               KvCache* cache,
+                                                               int32_t max_step_tokens) const {
+  auto decoder =
+      std::make_unique<DecoderImpl>(backend_, &resident_->spec, plan, cache, max_step_tokens);
+  RETURN_IF_ERROR(decoder->InitSharing(resident_));
+  return std::unique_ptr<Decoder>(std::move(decoder));
+}
+
+absl::Status DecoderImpl::InitStep() {
+  RETURN_IF_ERROR(CheckSpec());
+  const size_t num_patterns = plan_->patterns.size();
+  used_before_last_.assign(num_patterns, false);
+  used_in_last_.assign(num_patterns, false);
+  pattern_heads_.assign(num_patterns, 0);
+  selections_.resize(num_patterns);
+  last_selections_.resize(num_patterns);
+  for (size_t l = 0; l < plan_->layers.size(); ++l) {
+    std::vector<int32_t> groups;
+    for (const HeadSegment& segment : plan_->layers[l].segments) {
+      auto& used = l + 1 == plan_->layers.size() ? used_in_last_ : used_before_last_;
+      used[static_cast<size_t>(segment.pattern)] = true;
+      pattern_heads_[static_cast<size_t>(segment.pattern)] += segment.query.count;
+      if (groups.empty() || groups.back() != segment.group) groups.push_back(segment.group);
+    }
+    layer_groups_.push_back(std::move(groups));
+  }
+  FindRankedSegments();
+  return AllocateWorkspace();
+}
+
+void DecoderImpl::FindRankedSegments() {
+  for (const LayerPlan& layer : plan_->layers) {
+    std::vector<int32_t>& segments = layer_ranked_.emplace_back();
+    for (const HeadSegment& segment : layer.segments) segments.push_back(RankedIndex(segment));
+  }
+}
+
+int32_t DecoderImpl::RankedIndex(const HeadSegment& segment) {
+  const PageRanking* ranking =
+      plan_->patterns[static_cast<size_t>(segment.pattern)]->ranking();
+  if (ranking == nullptr) return -1;
+  const int32_t list_heads = ranking->list_heads == kernels::ListHeads::kPerKvHead
+                                 ? segment.kv.count
+                                 : segment.query.count;
+  for (size_t r = 0; r < ranked_.size(); ++r) {
+    if (ranked_pattern_[r] == segment.pattern && ranked_[r].num_list_heads() == list_heads) {
+      return static_cast<int32_t>(r);
+    }
+  }
+  ranked_pattern_.push_back(segment.pattern);
+  ranked_.emplace_back(ranking, list_heads);
+  last_ranked_.emplace_back(ranking, list_heads);
+  return static_cast<int32_t>(ranked_.size()) - 1;
+}
+
+// What the forward pass relies on beside the shapes that every family checks.
+absl::Status DecoderImpl::CheckSpec() const {
+  if (limits_.max_step_tokens < 1) {
+    return absl::InvalidArgumentError(
+        StrCat("a step must take at least 1 token, got ", limits_.max_step_tokens, "."));
+  }
+  LS_CHECK_EQ(plan_->layers.size(), spec_->layers.size());
+  LS_CHECK_EQ(plan_->groups.size(), cache_->groups().size());
+  if (spec_->output_norm.data == nullptr) {
+    return absl::InvalidArgumentError("the checkpoint has no output norm.");
+  }
+  if (limits_.max_step_tokens < plan_->chunk_alignment) {
+    return absl::InvalidArgumentError(
+        StrCat("a step takes ", limits_.max_step_tokens, " tokens, but under this plan prompts are "
+               "computed in runs of ", plan_->chunk_alignment, "; allow that many or more."));
+  }
+  for (const LayerSpec& layer : spec_->layers) {
+    if (spec_->parallel_block && layer.weights.attn_norm.data == nullptr) {
+      return absl::InvalidArgumentError("a layer of parallel branches has no input norm.");
+    }
+    const int32_t rope = layer.attention.rope;
+    LS_CHECK(rope < static_cast<int32_t>(spec_->ropes.size()));
+    LS_CHECK(rope < 0 || !spec_->ropes[static_cast<size_t>(rope)].variants.empty());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::MakeResident(ResidentModel* resident) const {
+  ModelSpec& spec = resident->spec;
+  spec = *spec_;
+  const auto hold = [this](std::initializer_list<TensorView*> views) -> absl::Status {
+    for (TensorView* view : views) {
+      if (view->data == nullptr) continue;
+      ASSIGN_OR_RETURN(*view, backend_->Resident(*view));
+    }
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(hold({&spec.embedding, &spec.output_norm, &spec.output_norm_bias}));
+  for (LayerSpec& layer : spec.layers) {
+    LayerWeights& w = layer.weights;
+    RETURN_IF_ERROR(
+        hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.sinks, &w.bo,
+              &w.post_attn_norm, &w.mlp_norm, &w.mlp_norm_bias, &w.down_bias, &w.post_mlp_norm,
+              &w.router_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
+  }
+  for (const RopeSpec& rope : spec.ropes) {
+    std::vector<const float*>& frequencies = resident->rope_frequencies.emplace_back();
+    for (const RopeTable& table : rope.variants) {
+      ASSIGN_OR_RETURN(const TensorView view, backend_->Resident(VectorView(table.inv_freq)));
+      frequencies.push_back(view.ptr<const float>());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::AllocateWorkspace() {
+  const Widths widths(*spec_);
+  const int64_t rows = limits_.max_step_tokens;
+  const auto allocate = [&](kernels::Buffer* buffer, int64_t width) -> absl::Status {
+    ASSIGN_OR_RETURN(*buffer, backend_->Allocate(rows * width * int64_t{sizeof(float)}));
+    work_.bytes += buffer->bytes();
+    return absl::OkStatus();
+  };
+  const auto reserve = [&](kernels::Buffer* buffer, int64_t num_rows,
+                           int64_t width) -> absl::Status {
+    const int64_t bytes = num_rows * width * int64_t{sizeof(float)};
+    if (backend_->device() == kernels::Device::kCpu) {
+      ASSIGN_OR_RETURN(*buffer, backend_->Reserve(bytes));
+    } else {
+      ASSIGN_OR_RETURN(*buffer, backend_->Allocate(bytes));
+    }
+    work_.bytes += buffer->bytes();
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(allocate(&work_.stream, widths.dim));
+  RETURN_IF_ERROR(allocate(&work_.normed, widths.dim));
+  RETURN_IF_ERROR(allocate(&work_.qkv, widths.qkv));
+  RETURN_IF_ERROR(allocate(&work_.attended, widths.heads));
+  RETURN_IF_ERROR(allocate(&work_.branch, widths.dim));
+  RETURN_IF_ERROR(allocate(&work_.gate_up, widths.gate_up));
+  RETURN_IF_ERROR(allocate(&work_.router, widths.experts));
+  RETURN_IF_ERROR(reserve(&work_.last_stream, rows, widths.dim));
+  RETURN_IF_ERROR(reserve(&work_.last_normed, rows, widths.dim));
+  RETURN_IF_ERROR(reserve(&work_.last_query, rows, widths.heads));
+  RETURN_IF_ERROR(reserve(&work_.hidden, rows, widths.dim));
+  return reserve(&work_.logits, limits_.max_logits_rows, spec_->vocab_size);
+}
+
+// What float32 activations do not need: they stay where the gate was.
+absl::Status DecoderImpl::AllocateActivated() {
+  int64_t activated = 0;
+  for (const PreparedLayer& layer : resident_->weights.layers) {
+    if (layer.down == nullptr || layer.down->input_type() == kernels::DType::kF32) continue;
+    activated = std::max(activated, layer.down->cols() *
+                                        kernels::BlockBytes(layer.down->input_type()));
+  }
+  ASSIGN_OR_RETURN(work_.activated, backend_->Allocate(limits_.max_step_tokens * activated));
+  work_.bytes += work_.activated.bytes();
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::DryRun(int32_t sequences, int32_t context) {
+  if (backend_->device() == kernels::Device::kCpu) return absl::OkStatus();
+  // Lists that queries make cannot be made of nothing.
+  if (!ranked_.empty()) return absl::OkStatus();
+  const size_t num_groups = plan_->groups.size();
+  const int32_t most = std::min(limits_.max_step_tokens, limits_.max_logits_rows);
+  const int32_t rows = std::min(PaddedRows(std::min(sequences, most)), most);
+  // What one sequence's lists are at the end of the context, and room for all.
+  layout_.SetIdle(rows, rows, NumericsClass::kGenerated, num_groups, context);
+  for (size_t p = 0; p < selections_.size(); ++p) {
+    SelectionBuilder& s = selections_[p];
+    s.Clear();
+    const QueryRun last = {.num_rows = 1, .first_position = context - 1};
+    plan_->patterns[p]->Select({&last, 1}, &s);
+    s.Pad(1);
+    const int32_t longest = s.max_list_entries;
+    const size_t entries = s.entries.size() * static_cast<size_t>(rows);
+    s.Clear();
+    plan_->patterns[p]->Select({}, &s);
+    s.Pad(rows);
+    s.max_list_entries = longest;
+    s.entries.resize(std::bit_ceil(entries), kernels::kNoEntry);
+  }
+  RETURN_IF_ERROR(RunDry());
+  const int32_t chunk = std::min(limits_.max_step_tokens, context);
+  layout_.SetIdle(chunk, 1, NumericsClass::kPrompt, num_groups, context);
+  layout_.wanted.resize(static_cast<size_t>(std::min(chunk, limits_.max_logits_rows)));
+  layout_.logits_rows = layout_.wanted;
+  for (size_t p = 0; p < selections_.size(); ++p) {
+    for (auto& [selection, num_rows] :
+         {std::pair(&selections_[p], chunk),
+          std::pair(&last_selections_[p], static_cast<int32_t>(layout_.wanted.size()))}) {
+      selection->Clear();
+      const QueryRun run = {.num_rows = num_rows, .first_position = context - num_rows};
+      plan_->patterns[p]->Select({&run, 1}, selection);
+      std::fill(selection->list_count.begin(), selection->list_count.end(), 0);
+    }
+  }
+  return RunDry();
+}
+
+absl::Status DecoderImpl::RunDry() {
+  ModelOutput output;
+  BeginStep(&output);
+  page_tables_ = layout_.page_tables;
+  NameArrays();
+  RETURN_IF_ERROR(backend_->BeginStep(arrays_));
+  RETURN_IF_ERROR(Compute());
+  return backend_->EndStep();
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
+    kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan, KvCache* cache,
+    int32_t max_step_tokens, const std::function<void(const TensorView&)>& release) {
+  auto decoder = std::make_unique<DecoderImpl>(backend, spec, plan, cache, max_step_tokens);
+  RETURN_IF_ERROR(decoder->Init(release));
+  return std::unique_ptr<Decoder>(std::move(decoder));
+}
+
+}  // namespace longstride::model
