@@ -12,13 +12,16 @@ of dense attention that was read. Ratios are against the first plan, of the same
 """
 
 import argparse
+import http.client
+import json
 import os
 import re
 import statistics
 import tempfile
+import time
 
 from compare import commit, cpu_model
-from serving_client import Server, free_port, random_prompt, seeded, stream_completion
+from serving_client import Server, free_port, random_prompt, seeded
 
 
 class Metrics:
@@ -46,32 +49,38 @@ def serve(args, plan, folder):
     return Server(command, port, "/health/ready", os.path.join(folder, os.path.basename(plan) + ".log"))
 
 
-def part(server, prompt, tokens):
-    """One request: its times and what the server's counters say of it."""
-    before = Metrics(server)
-    timing = stream_completion(server, prompt, tokens)
-    after = Metrics(server)
-    return {"attention": after.phase("attention") - before.phase("attention"),
-            "selection": after.phase("selection") - before.phase("selection"),
-            "keys": (after.keys("read") - before.keys("read")) /
-                    (after.keys("causal") - before.keys("causal")),
-            "ttft": timing.ttft,
-            "gap": statistics.median(timing.gaps()) if tokens > 1 else 0.0}
-
-
 def measure(server, prompt, decode):
-    """The prompt with one token; then twice from the prefix cache, with one token and with `decode`
-    more: the difference is decoding."""
-    prefill = part(server, prompt, 1)
-    again = part(server, prompt, 1)
-    whole = part(server, prompt, 1 + decode)
-    return {"prefill s": prefill["ttft"],
-            "prefill attention s": prefill["attention"],
-            "prefill selection s": prefill["selection"],
-            "prefill keys": prefill["keys"],
-            "token ms": 1e3 * whole["gap"],
-            "token attention ms": 1e3 * max(0.0, whole["attention"] - again["attention"]) / decode,
-            "token selection ms": 1e3 * max(0.0, whole["selection"] - again["selection"]) / decode}
+    """One request, its counters read before it, at its first token and at its end (a token or two may
+    be counted to the wrong side)."""
+    start = Metrics(server)
+    body = {"prompt": prompt, "max_tokens": 1 + decode, "temperature": 0, "ignore_eos": True,
+            "stream": True}
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=3600)
+    sent = time.monotonic()
+    connection.request("POST", "/v1/completions", json.dumps(body),
+                       {"Content-Type": "application/json"})
+    times, first = [], None
+    for line in connection.getresponse():
+        if not line.startswith(b"data: {"):
+            continue
+        times.append(time.monotonic())
+        if first is None:
+            first = Metrics(server)
+    connection.close()
+    end = Metrics(server)
+    gaps = [b - a for a, b in zip(times[2:], times[3:])]
+
+    def keys(a, b):
+        return (b.keys("read") - a.keys("read")) / (b.keys("causal") - a.keys("causal"))
+
+    return {"prefill s": times[0] - sent,
+            "prefill attention s": first.phase("attention") - start.phase("attention"),
+            "prefill selection s": first.phase("selection") - start.phase("selection"),
+            "prefill keys": keys(start, first),
+            "token ms": 1e3 * statistics.median(gaps),
+            "token attention ms": 1e3 * (end.phase("attention") - first.phase("attention")) / decode,
+            "token selection ms": 1e3 * (end.phase("selection") - first.phase("selection")) / decode,
+            "token keys": keys(first, end)}
 
 
 def main():

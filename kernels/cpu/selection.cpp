@@ -8,6 +8,7 @@ namespace {
 
 constexpr int32_t kTilesAtOnce = 64;   // bounds the memory of scores
 constexpr int64_t kPagesOfTask = 128;  // scored by one thread
+constexpr int64_t kSmall = 1 << 18;    // products that are not worth waking other threads for
 
 // One list to be made from scores.
 struct RankedList {
@@ -130,11 +131,16 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
     memory += list.num_heads * dim;
     scores += list.tail_begin;
   }
-  pool_.ParallelFor(static_cast<int64_t>(lists.size()),
-                    [&](int64_t i, int) { PoolQueries(p, lists[static_cast<size_t>(i)]); });
+  const bool small = num_scores * (per_q_head ? 1 : group) * dim < kSmall;
+  const auto for_each = [&](size_t count, const auto& fn) {
+    if (!small) return pool_.ParallelFor(static_cast<int64_t>(count), fn);
+    for (size_t i = 0; i < count; ++i) fn(static_cast<int64_t>(i), 0);
+  };
+  for_each(lists.size(),
+           [&](int64_t i, int) { PoolQueries(p, lists[static_cast<size_t>(i)]); });
   std::atomic<int64_t> missing{-1};
   const int64_t summary_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
-  pool_.ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+  for_each(tasks.size(), [&](int64_t i, int) {
     const Task& task = tasks[static_cast<size_t>(i)];
     const RankedList& list = lists[task.list];
     const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
@@ -162,7 +168,7 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
                                       " is a candidate but its sequence does not hold it"));
   }
   std::vector<std::vector<int32_t>> orders(static_cast<size_t>(pool_.num_threads()));
-  pool_.ParallelFor(static_cast<int64_t>(lists.size()), [&](int64_t i, int thread) {
+  for_each(lists.size(), [&](int64_t i, int thread) {
     TakeBest(p.sink_pages, lists[static_cast<size_t>(i)], &orders[static_cast<size_t>(thread)]);
   });
   return absl::OkStatus();
