@@ -29,7 +29,7 @@ prometheus::ClientMetric::Histogram HistogramCell::Collect() const {
 }
 
 Family::Family(const Metric& metric) : metric_(metric) {
-  if (!metric.labels.empty()) return;
+  if (!metric.labels.empty() || metric.on_gpu_only) return;
   if (metric.type == MetricType::kHistogram) {
     only_histogram_ = Histogram();
   } else {

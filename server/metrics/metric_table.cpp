@@ -316,7 +316,8 @@ std::vector<Metric> GpuMetrics() {
        {},
        {},
        "Steps whose kernels were timed by device events: one every five seconds. The three metrics "
-       "below sum over these alone."},
+       "below sum over these alone.",
+       /*on_gpu_only=*/true},
       {kGpuKernelSeconds,
        "GPU",
        "longstride:gpu_kernel_seconds_total",
@@ -332,14 +333,16 @@ std::vector<Metric> GpuMetrics() {
        {},
        {},
        "Operations of attention's two products on the keys that were scored; divided by attention's "
-       "seconds, the rate achieved."},
+       "seconds, the rate achieved.",
+       /*on_gpu_only=*/true},
       {kGpuAttentionBytes,
        "GPU",
        "longstride:gpu_attention_bytes_total",
        kCounter,
        {},
        {},
-       "Bytes of keys and values that decoded tokens read, once for all heads that share them."},
+       "Bytes of keys and values that decoded tokens read, once for all heads that share them.",
+       /*on_gpu_only=*/true},
   };
 }
 

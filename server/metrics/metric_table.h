@@ -108,6 +108,7 @@ struct Metric {
   std::vector<std::string> labels = {};
   std::vector<double> buckets = {};  // kHistogram: upper bounds, ascending, +Inf implied
   std::string_view help;
+  bool on_gpu_only = false;  // no series where no GPU is used, though it has no labels
 
   bool is_alias() const { return id >= MetricId::kAliasWaiting; }
 };

@@ -259,12 +259,12 @@ void Metrics::MakeGpuCells() {
   }
   cells.on_device = At(MetricId::kGpuSampledTokens).Series({"device"});
   cells.on_host = At(MetricId::kGpuSampledTokens).Series({"host"});
-  cells.measured = &At(MetricId::kGpuMeasuredSteps).Value();
+  cells.measured = At(MetricId::kGpuMeasuredSteps).Series({});
   cells.attention = At(MetricId::kGpuKernelSeconds).Series({"attention"});
   cells.linear = At(MetricId::kGpuKernelSeconds).Series({"linear"});
   cells.other = At(MetricId::kGpuKernelSeconds).Series({"other"});
-  cells.flops = &At(MetricId::kGpuAttentionFlops).Value();
-  cells.bytes = &At(MetricId::kGpuAttentionBytes).Value();
+  cells.flops = At(MetricId::kGpuAttentionFlops).Series({});
+  cells.bytes = At(MetricId::kGpuAttentionBytes).Series({});
   watch_memory_ = true;
 }
 
