@@ -221,8 +221,8 @@ TEST(LlamaCppParity, IsCloseOnQuantisedWeights) {
                                    options.max_step_tokens, (*model)->spec().vocab_size});
   EXPECT_EQ(totals.steps, 21 * 64);
   EXPECT_LE(totals.kl / totals.steps, kMaxMeanKl);
-  // What rounding does to first choices that are nearly a tie: with AVX2 6 of 1,344 and gaps up to 0.4,
-  // with AVX-512 8 and 0.42.
+  // What rounding does to first choices that are nearly a tie; sums in the order of AVX-512 give 8 of
+  // 1,344 and gaps up to 0.42.
   EXPECT_LE(totals.other_sure_top, totals.steps / 100);
   EXPECT_LE(totals.widest_gap, 0.6);
 }
