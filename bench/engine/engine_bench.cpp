@@ -41,7 +41,9 @@ class InstantExecutor : public Executor {
     info_.max_step_tokens = 4096;
   }
   const ExecutorInfo& info() const override { return info_; }
-  double AttendedKeys(int64_t position) const override { return static_cast<double>(position + 1); }
+  double AttendedKeys(int64_t position, model::NumericsClass) const override {
+    return static_cast<double>(position + 1);
+  }
   absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override {
     int64_t rows = 0;
     for (const model::InputRun& run : input.runs) rows += run.num_logits;
