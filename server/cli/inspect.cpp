@@ -49,12 +49,14 @@ absl::Status Measure(ServerConfig config, InspectReport* report) {
   return absl::OkStatus();
 }
 
-// What would run the model, or why it could not.
+// What would run the model; where `auto` took the CPU, why no GPU.
 absl::StatusOr<std::string> DescribeDevice(const ServerConfig& config) {
   ASSIGN_OR_RETURN(const model::ModelOptions options, ToModelOptions(config));
   const auto backend = kernels::MakeBackend(options.backend, options.backend_options);
-  return backend.ok() ? (*backend)->Describe()
-                      : std::string(ToStd(backend.status().message()));
+  if (!backend.ok()) return WithExit(backend.status(), kExitUsage);
+  const absl::Status cuda = ChooseDevice(config).cuda;
+  return StrCat((*backend)->Describe(),
+                cuda.ok() ? "" : StrCat("; no CUDA: ", ToStd(cuda.message())));
 }
 
 absl::StatusOr<int> Inspect(const Invocation& invocation) {

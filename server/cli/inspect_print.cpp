@@ -116,7 +116,6 @@ void AppendMemory(const InspectReport& report, std::string* out) {
   }
   absl::StrAppendFormat(out, "\nMemory at %d tokens, %d at a time\n", report.question.context,
                         report.question.concurrency);
-  StrAppend(out, "  computed by  ", report.computed_by, "\n");
   StrAppend(out, "  weights      ", FormatBytesShort(report.weight_bytes), "\n");
   StrAppend(out, "  a step       ", FormatBytesShort(report.step_bytes), "\n");
   StrAppend(out, "  KV cache     ", FormatBytesShort(report.kv_bytes), " (",
@@ -243,7 +242,6 @@ std::string InspectJson(const InspectReport& report) {
   }
   const ordered_json memory = {{"context", report.question.context},
                                {"concurrency", report.question.concurrency},
-                               {"computed_by", report.computed_by},
                                {"weight_bytes", report.weight_bytes},
                                {"step_bytes", report.step_bytes},
                                {"kv_bytes_per_sequence", report.kv_bytes_per_sequence},

@@ -86,12 +86,6 @@ void DescribeGroups(const model::SparsityPlan& plan, int64_t step_tokens, Inspec
   report->kv_bytes_per_sequence = plan.CacheBytes(cached, step);
 }
 
-std::string DescribeDevice(const DeviceChoice& choice) {
-  if (choice.backend == kernels::BackendKind::kCuda) return "cuda";
-  if (choice.backend == kernels::BackendKind::kReference) return "reference";
-  return choice.cuda.ok() ? "cpu" : StrCat("cpu (no CUDA: ", ToStd(choice.cuda.message()), ")");
-}
-
 // The checkpoint's bytes that stay in memory: quantised weights are repacked to the same size, and
 // the file's own pages are given back. What kernels take beside activations is not in it: a server
 // measures that when it starts.
@@ -163,7 +157,6 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   report.weight_bytes = (*file)->file_bytes();
   report.flops = FlopsOf(*spec, plan, report.question.context);
   DescribeGroups(plan, config.scheduler.max_step_tokens, &report);
-  report.computed_by = DescribeDevice(ChooseDevice(config));
   RETURN_IF_ERROR(JudgeMemory(options, *spec, plan, &report));
   return report;
 }

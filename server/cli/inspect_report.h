@@ -71,7 +71,6 @@ struct InspectReport {
   std::vector<Group> groups;
 
   InspectQuestion question;  // with the context filled in
-  std::string computed_by;      // "cuda", "cpu (no CUDA: …)": what would compute
   int64_t weight_bytes = 0;
   int64_t step_bytes = 0;       // activations of the largest step; on a GPU also a reserve
   int64_t kv_bytes_per_sequence = 0;

@@ -240,7 +240,7 @@ class InspectTest(Case):
         self.assertEqual(memory["kv_bytes"], 2 * memory["kv_bytes_per_sequence"])
         self.assertTrue(memory["fits"])
         self.assertGreater(memory["step_bytes"], 512 * 640 * 4)
-        self.assertRegex(memory["computed_by"], "^(cuda$|cpu .no CUDA: .+)")
+        self.assertRegex(report["device"], r"^(cuda \(|cpu \(.+\); no CUDA: .)")
         self.assertRegex(report["model_digest"], r"^[0-9a-f]{32}$")
 
     @needs(GEMMA)
@@ -262,7 +262,7 @@ class InspectTest(Case):
         else:
             self.assertEqual(result.returncode, 2, result.stderr)
             self.assertRegex(result.stderr, r"CUDA|NVIDIA")
-            self.assertRegex(run("inspect", GEMMA).stdout, r"computed by +cpu \(no CUDA: ")
+            self.assertRegex(run("inspect", GEMMA).stdout, r"device: cpu \(.+\); no CUDA: ")
 
     @needs(GEMMA)
     def test_a_plan_changes_digest_and_density(self):
