@@ -89,20 +89,33 @@ part_tests() {
   done
 }
 
+# What the sanitizers run, words separated by |: a reduced set that reaches every kind of kernel.
+declare -A sanitized=(
+  [attention]='attention_gpu_check|window 100'
+  [products]='cuda_product_tests|--gtest_filter=*BiasAccumulation*:*PartsOfSeveralTypes*:*WideTiles*'
+  [experts]='cuda_product_tests|--gtest_filter=*MoeGpuTest*:-*MatchesTheReference*'
+  [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda'
+  [sampling]='sampling_test|--gtest_filter=*DeviceSampling*'
+  [portable]='env|LONGSTRIDE_TEST_KERNELS=portable|kernels_tests|--gtest_filter=*AttentionTest*cuda')
+
 part_sanitize() {
-  local tool name products='*BiasAccumulation*:*PartsOfSeveralTypes*:*WideTiles*:*ExpertsOf*'
+  local tool what words
   command -v compute-sanitizer >/dev/null || { say "compute-sanitizer is missing"; return; }
   jobs=$(mktemp -d)
   for tool in memcheck racecheck synccheck; do
-    together "$tool-attention" 90 compute-sanitizer --tool $tool "$bin/attention_gpu_check" \
-      "window 100"
-    together "$tool-products" 90 compute-sanitizer --tool $tool "$bin/cuda_product_tests" \
-      "--gtest_filter=$products"
+    for what in "${!sanitized[@]}"; do
+      IFS='|' read -ra words <<<"${sanitized[$what]}"
+      together "$tool-$what" "${SANITIZE_SECONDS:-150}" env PATH="$PWD/$bin:$PATH" \
+        compute-sanitizer --tool $tool --target-processes all "${words[@]}"
+    done
   done
   wait
-  for name in "$jobs"/*[a-z]-attention "$jobs"/*[a-z]-products; do
-    say "$(basename "$name"): $(grep SUMMARY "$name" | tail -1 || true) ($(cat "$name.status"))"
-    cat "$name" >>"$logs/sanitize.txt"
+  for tool in memcheck racecheck synccheck; do
+    for what in "${!sanitized[@]}"; do
+      say "$tool-$what: $(grep SUMMARY "$jobs/$tool-$what" | sort -u | tr '\n' ' ' || true)" \
+        "($(cat "$jobs/$tool-$what.status"))"
+      cat "$jobs/$tool-$what" >>"$logs/sanitize.txt"
+    done
   done
 }
 

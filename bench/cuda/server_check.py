@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The server on the GPU: its greedy tokens beside the CPU's, and its speed beside the floor.
 
-usage: server_check.py BINARY tokens MODEL    20 prompts through HTTP on both devices, and `generate`
+usage: server_check.py BINARY tokens MODEL    20 prompts through HTTP on both devices, the GPU's through gRPC
+                                              too (needs grpcio-tools), and `generate`
        server_check.py BINARY speed FOLDER    a checkpoint of make_checkpoint.py; needs torch
 
 The devices round differently, so tokens may part where two are nearly as likely: such a place counts
@@ -39,13 +40,14 @@ PROMPTS = [
 
 class Server:
     def __init__(self, binary, model, *flags):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        with socket.socket() as http, socket.socket() as grpc:
+            http.bind(("127.0.0.1", 0))
+            grpc.bind(("127.0.0.1", 0))
+            self.port, self.grpc_port = http.getsockname()[1], grpc.getsockname()[1]
         self.log = tempfile.TemporaryFile(mode="w+")
         self.process = subprocess.Popen(
-            [binary, "serve", "--model", model, "--http-port", str(self.port), "--grpc-port", "0",
-             *flags], stdout=self.log, stderr=subprocess.STDOUT)
+            [binary, "serve", "--model", model, "--http-port", str(self.port), "--grpc-port",
+             str(self.grpc_port), *flags], stdout=self.log, stderr=subprocess.STDOUT)
 
     def __enter__(self):
         end = time.monotonic() + 240
@@ -88,8 +90,30 @@ class Server:
             sys.exit(f"HTTP {error.code}: {error.read().decode()}")
 
 
+def grpc_answers(server):
+    """The token ids of every prompt, by a client made from the .proto; None where gRPC is missing."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests" / "e2e"))
+    try:
+        import grpc
+        import harness
+        pb, stubs = harness.messages(), harness.stubs()
+    except ImportError as error:
+        print(f"no gRPC client: {error}", file=sys.stderr)
+        return None
+    answers = []
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = stubs.InferenceStub(channel)
+        for prompt in PROMPTS:
+            request = pb.GenerateRequest(text=pb.TextPrompt(text=prompt))
+            request.sampling.temperature = 0
+            request.stopping.max_tokens = TOKENS
+            answers.append([token.id for event in stub.Generate(request, timeout=300)
+                            for token in event.delta.tokens])
+    return answers
+
+
 def greedy(binary, model, device):
-    """(token ids, text, top log probabilities by token id) of every prompt."""
+    """(token ids, text, top log probabilities by token id) of every prompt, and the ids over gRPC."""
     answers = []
     with Server(binary, model, "--device", device) as server:
         for prompt in PROMPTS:
@@ -97,7 +121,7 @@ def greedy(binary, model, device):
                                      return_token_ids=True, return_tokens_as_token_ids=True)
             answers.append((choice["token_ids"], choice["text"],
                             choice["logprobs"]["top_logprobs"]))
-    return answers
+        return answers, grpc_answers(server) if device == "cuda" else None
 
 
 def gap(top, token):
@@ -106,7 +130,7 @@ def gap(top, token):
 
 
 def compare_tokens(binary, model):
-    gpu, cpu = greedy(binary, model, "cuda"), greedy(binary, model, "cpu")
+    (gpu, over_grpc), (cpu, _) = greedy(binary, model, "cuda"), greedy(binary, model, "cpu")
     same = close = 0
     gaps = []
     for prompt, (g, _, top), (c, _, _) in zip(PROMPTS, gpu, cpu):
@@ -123,11 +147,13 @@ def compare_tokens(binary, model):
                              "--max-tokens", str(TOKENS), "--device", "cuda"],
                             capture_output=True, text=True, timeout=100, check=False)
     said = result.returncode == 0 and gpu[0][1].strip() in result.stdout
+    alike = None if over_grpc is None else sum(a == g for a, (g, _, _) in zip(over_grpc, gpu))
     print(f"tokens: {same} of {len(PROMPTS)} prompts as on the CPU, {close} part at a near tie "
           f"(largest gap of all {max(gaps, default=0):.3f}); "
+          f"gRPC {'not tried' if alike is None else f'gives {alike} as HTTP'}; "
           f"generate {'says the same' if said else 'FAILED: ' + result.stdout + result.stderr}")
     print(result.stderr, file=sys.stderr)
-    if same + close < len(PROMPTS) or not said:
+    if same + close < len(PROMPTS) or not said or alike not in (None, len(PROMPTS)):
         sys.exit("FAILED")
 
 
