@@ -242,13 +242,18 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
       .F32("q", p.q, {"rows", "heads", "head_dim"})
       .That(check.Get("heads") % p.cache.num_heads == 0, "query heads in whole groups",
             check.Get("heads"))
-      .That(p.cache.summaries != nullptr, "a cache with summaries", 0)
+      .That(p.cache.summaries != nullptr || !UsesSummaries(p.score), "a cache with summaries", 0)
       .That(p.list_heads != ListHeads::kShared, "lists per KV head or per query head", 0)
       .That(p.sink_pages >= 0 && p.recent_pages >= 0, "0 or more forced pages", p.sink_pages)
       .That(p.num_tiles == 0 || (p.tiles != nullptr && p.counts != nullptr &&
                                  p.list_begin != nullptr && p.entries != nullptr &&
                                  p.page_table.pages != nullptr),
             "tiles, counts, lists and a page table", p.num_tiles);
+  const bool by_mass = p.score == PageScore::kAntidiagonal;
+  if (by_mass) {
+    check.That(p.mass > 0 && p.mass <= 1, "a mass above 0 and at most 1", 0)
+        .That(p.stride >= 1 && kPageTokens % p.stride == 0, "a stride that divides a page", p.stride);
+  }
   RETURN_IF_ERROR(check.status());
   const int64_t list_heads =
       p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : p.q.shape[1];
@@ -259,7 +264,10 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
     check.That(pages <= p.page_table.stride, "candidates inside the page table", t)
         .That(p.counts[t] >= ForcedPages(tile, p.sink_pages, p.recent_pages) &&
                   p.counts[t] <= pages,
-              "as many entries as are forced or more, and no more than candidates", p.counts[t]);
+              "as many entries as are forced or more, and no more than candidates", p.counts[t])
+        .That(!by_mass || p.counts[t] == pages, "room for all candidates", p.counts[t])
+        .That(!by_mass || tile.num_rows == 1 || tile.first_position % p.stride == 0,
+              "tiles that begin at a multiple of the stride", tile.first_position);
     for (int64_t h = 0; h < list_heads; ++h) {
       const int64_t begin = p.list_begin[h * p.num_tiles + t];
       check.That(begin >= 0 && begin <= p.num_entries - p.counts[t], "a list inside the entries",

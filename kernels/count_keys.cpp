@@ -66,7 +66,7 @@ int64_t Sight::Sees(int64_t first, int64_t last) const {
 
 absl::StatusOr<AttentionCounters> CountKeys(const KvSelection& s, const int32_t* kv_lens,
                                             int64_t query_heads) {
-  if (s.entries_made) {
+  if (s.entries_made && !s.entries_padded) {
     const int64_t heads = query_heads / s.num_list_heads;
     const AttentionCounters made = CountMadeLists(s);
     return AttentionCounters{made.keys_visible * heads, made.keys_read * heads};

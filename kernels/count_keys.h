@@ -9,7 +9,8 @@
 namespace longstride::kernels {
 
 // Counts (query row, query head, key) triples of `query_heads` heads in time that follows the number
-// of entries, not of keys. `kv_lens`: [sequences]. INTERNAL: a list does not ascend.
+// of entries, not of keys. Padded lists that were made must lie in host memory. `kv_lens`:
+// [sequences]. INTERNAL: a list does not ascend.
 absl::StatusOr<AttentionCounters> CountKeys(const KvSelection& selection, const int32_t* kv_lens,
                                             int64_t query_heads);
 

@@ -66,6 +66,8 @@ struct KvSelection {
   // selection follows from lengths alone and lies in the host's. Every row's own page is listed; tiles
   // of generated rows have one row.
   bool entries_made = false;
+  // Made lists may end in kNoEntry: how long they are follows from queries too.
+  bool entries_padded = false;
 };
 
 inline constexpr int32_t kNoEntry = -1;

@@ -103,7 +103,19 @@ enum class PageScore : uint8_t {
   // Quest (arXiv 2406.10774).
   kBound,
   kMean,  // q · mean
+  // The share of the tile's attention that falls on the page by the sums along the antidiagonals of
+  // squares of `stride` queries and keys: with the sequence's positions in groups of `stride`, and
+  // for the groups n of the tile's rows and m <= n,
+  //   s[n, m] = scale / stride * sum_{t < stride} q[n*stride + stride-1-t] · k[m*stride + t]
+  // is softmaxed over m and summed over n and the page's m; the page's share of all of that. Queries
+  // and keys beyond the tile's last row count as zero. Source: XAttention (arXiv 2503.16428).
+  kAntidiagonal,
 };
+
+// Whether pages are ranked by their summaries, or else by their keys.
+constexpr bool UsesSummaries(PageScore score) {
+  return score == PageScore::kBound || score == PageScore::kMean;
+}
 
 // Makes a selection's lists of pages from queries. The candidates of a tile are the pages 0 to P of
 // its sequence, P that of the tile's last row. List (list head h, tile t) takes counts[t] of them:
@@ -112,14 +124,24 @@ enum class PageScore : uint8_t {
 // ascending), a page's score is the largest PageScore of q̄ over the query heads of h; heads whose
 // score is not a number do not count. Writes the list, ascending, to entries[list_begin[h, t]..].
 // The result depends on the tile's rows and on its sequence's pages alone.
+//
+// kAntidiagonal is not of q̄ but of the rows, a mean over the query heads of h, and goes by `mass`
+// instead of by counts, which then are P + 1: beside what is taken anyway the list takes the best
+// pages while the shares of all that it took sum to less than `mass`, and ends in kNoEntry from there
+// on. Tiles of one row take all their candidates.
 struct SelectPagesParams {
   TensorView q = {};     // [rows, query heads, head_dim]
-  PagedKv cache = {};    // with summaries, which are read unless a tile takes all its candidates
+  // With summaries if UsesSummaries(score), which are read unless a tile takes all its candidates.
+  PagedKv cache = {};
   PageTable page_table = {};
   PageScore score = PageScore::kBound;
   ListHeads list_heads = ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
+  // kAntidiagonal's; tiles begin at multiples of `stride`, a power of two up to kPageTokens.
+  float mass = 0.0f;  // above 0, at most 1
+  int32_t stride = 0;
+  float scale = 0.0f;  // of the attention that is estimated
   int32_t num_tiles = 0;
   const QueryTile* tiles = nullptr;     // [num_tiles] rows of q
   const int32_t* counts = nullptr;      // [num_tiles] at most P + 1, at least what is taken anyway

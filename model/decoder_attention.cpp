@@ -153,6 +153,7 @@ absl::Status DecoderImpl::RankPages(size_t l, const TensorView& query) {
     params.cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
                            segment.kv.first - group.first_kv_head, segment.kv.count);
     params.page_table = page_tables_[static_cast<size_t>(segment.group)];
+    params.scale = a.scale;
     params.entries = entries;
     RETURN_IF_ERROR(backend_->SelectPages(params));
     entries += ranked.num_entries();

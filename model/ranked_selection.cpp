@@ -51,6 +51,8 @@ kernels::SelectPagesParams RankedSelection::ToSelect() const {
           .list_heads = ranking_->list_heads,
           .sink_pages = ranking_->sink_pages,
           .recent_pages = ranking_->recent_pages,
+          .mass = ranking_->mass,
+          .stride = ranking_->stride,
           .num_tiles = static_cast<int32_t>(ranked_.size()),
           .tiles = ranked_.data(),
           .counts = counts_.data(),
@@ -70,7 +72,8 @@ kernels::KvSelection RankedSelection::View(const int32_t* entries) const {
           .entries = entries,
           .num_entries = num_entries_,
           .edges = edges_.data(),
-          .entries_made = true};
+          .entries_made = true,
+          .entries_padded = !kernels::UsesSummaries(ranking_->score)};
 }
 
 }  // namespace longstride::model

@@ -28,7 +28,7 @@ class RankedSelection {
   // Of all lists together.
   int64_t num_entries() const { return num_entries_; }
 
-  // For the caller to add q (of all the step's rows), cache, page table and entries.
+  // For the caller to add q (of all the step's rows), cache, page table, scale and entries.
   kernels::SelectPagesParams ToSelect() const;
   // What attention reads once the lists are made in `entries`.
   kernels::KvSelection View(const int32_t* entries) const;

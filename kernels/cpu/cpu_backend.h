@@ -112,6 +112,7 @@ class CpuBackend : public Backend {
   }
 
   QuantizedRows Quantize(const TensorView& x);
+  absl::Status SelectByShares(const SelectPagesParams& p);
   absl::Status SelectOfTiles(const SelectPagesParams& p, int32_t first_tile, int32_t end_tile);
 
   const CpuKernels& kernels_;

@@ -100,6 +100,21 @@ struct PageScoreArgs {
   float* scores = nullptr;  // [num_pages]
 };
 
+// scores[r, m] = scale * q[r]·key group m, for the groups of `fold` keys of one head of a page.
+struct FoldScoreArgs {
+  KvDType dtype = KvDType::kF32;
+  const void* keys = nullptr;  // as they lie in the cache
+  int64_t count = 0;           // keys that exist; the others count as zero
+  int64_t dim = 0;
+  int64_t fold = 1;
+  const float* q = nullptr;  // [rows, fold * dim]
+  int64_t rows = 0;
+  float scale = 1.0f;
+  float* scores = nullptr;  // [rows, 64 / fold]
+  int64_t scores_stride = 0;
+  float* scratch = nullptr;  // [64 * dim]
+};
+
 struct CpuKernels {
   const char* name;
   int tile_rows;  // packed query rows of one register tile
@@ -126,6 +141,7 @@ struct CpuKernels {
   // The summary of the first `count` keys of one head's page; see PageSummaryParams.
   void (*summarize_keys)(KvDType dtype, const void* keys, int64_t count, int64_t dim, void* out);
   void (*score_pages)(const PageScoreArgs& args);
+  void (*fold_scores)(const FoldScoreArgs& args);
 
   void (*rms_norm)(const float* x, const float* weight, float offset, float eps, int64_t n,
                    float* out);

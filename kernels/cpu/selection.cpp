@@ -73,6 +73,7 @@ absl::Status CpuBackend::DoSummarizePages(const PageSummaryParams& p) {
 }
 
 absl::Status CpuBackend::DoSelectPages(const SelectPagesParams& p) {
+  if (!UsesSummaries(p.score)) return SelectByShares(p);
   for (int32_t t = 0; t < p.num_tiles; t += kTilesAtOnce) {
     RETURN_IF_ERROR(SelectOfTiles(p, t, std::min(p.num_tiles, t + kTilesAtOnce)));
   }

@@ -38,6 +38,7 @@ class CudaBackend : public Backend {
   absl::Status EndStep() override;
   absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
   bool samples() const override { return true; }
+  bool ranks(PageScore score) const override { return UsesSummaries(score); }
   std::optional<KernelTimes> TakeKernelTimes() override { return timer_.Take(); }
   bool healthy() const override { return context_->healthy(); }
 

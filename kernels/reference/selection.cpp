@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -6,6 +7,7 @@
 
 #include "kernels/quant.h"
 #include "kernels/reference/reference_backend.h"
+#include "kernels/take_pages.h"
 
 namespace longstride::kernels {
 namespace {
@@ -101,6 +103,73 @@ absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const
   return absl::OkStatus();
 }
 
+// Keys [0, count) of a sequence and KV head, [count, head_dim].
+absl::StatusOr<std::vector<float>> KeysOf(const SelectPagesParams& p, int32_t sequence,
+                                          int64_t kv_head, int64_t count) {
+  const int64_t dim = p.cache.head_dim;
+  std::vector<float> keys(static_cast<size_t>(count * dim));
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t page = j / kPageTokens;
+    const int32_t id = p.page_table.pages[sequence * p.page_table.stride + page];
+    if (id < 0 || id >= p.cache.num_pages) {
+      return absl::InternalError(StrCat("SelectPages: logical page ", page, " of sequence ",
+                                        sequence, " is a candidate but is page ", id));
+    }
+    const char* head = static_cast<const char*>(p.cache.k) + id * p.cache.page_stride +
+                       kv_head * p.cache.head_stride;
+    for (int32_t d = 0; d < dim; ++d) {
+      keys[static_cast<size_t>(j * dim + d)] =
+          KeyValue(p.cache, head, static_cast<int32_t>(j % kPageTokens), d);
+    }
+  }
+  return keys;
+}
+
+// Adds exp(s - max) / sum of each of `scores` to (*out)[index / per_cell]; a row that is no numbers
+// adds nothing.
+void AddSoftmax(const std::vector<double>& scores, int64_t per_cell, std::vector<double>* out) {
+  double max = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (const double s : scores) max = std::max(max, s);
+  for (const double s : scores) sum += std::exp(s - max);
+  if (!(sum > 0)) return;
+  for (size_t m = 0; m < scores.size(); ++m) {
+    (*out)[m / static_cast<size_t>(per_cell)] += std::exp(scores[m] - max) / sum;
+  }
+}
+
+// PageScore::kAntidiagonal of the tile's candidates.
+absl::StatusOr<std::vector<double>> AntidiagonalShares(const SelectPagesParams& p,
+                                                       const QueryTile& tile,
+                                                       const ListHead& list) {
+  const int64_t dim = p.cache.head_dim, stride = p.stride;
+  const int64_t end = int64_t{tile.first_position} + tile.num_rows;
+  ASSIGN_OR_RETURN(const std::vector<float> keys, KeysOf(p, tile.sequence, list.kv_head, end));
+  std::vector<double> shares(static_cast<size_t>(CandidatePages(tile)), 0.0);
+  for (int64_t h = list.first; h < list.first + list.count; ++h) {
+    for (int64_t n = tile.first_position / stride; n * stride < end; ++n) {
+      std::vector<double> scores;
+      for (int64_t m = 0; m <= n; ++m) {
+        double sum = 0;
+        for (int64_t t = 0; t < stride; ++t) {
+          const int64_t i = n * stride + stride - 1 - t, j = m * stride + t;
+          if (i >= end || j >= end) continue;
+          const float* q = p.q.ptr<float>() +
+                           (tile.row_begin + i - tile.first_position) * p.q.strides[0] +
+                           h * p.q.strides[1];
+          for (int64_t d = 0; d < dim; ++d) {
+            sum += double{q[d]} * keys[static_cast<size_t>(j * dim + d)];
+          }
+        }
+        scores.push_back(p.scale / static_cast<double>(stride) * sum);
+      }
+      AddSoftmax(scores, kPageTokens / stride, &shares);
+    }
+  }
+  const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
+  for (double& share : shares) share /= total;
+  return shares;
+}
+
 }  // namespace
 
 absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
@@ -137,8 +206,15 @@ absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
       const int64_t pages = CandidatePages(tile);
       std::vector<int32_t> order(static_cast<size_t>(pages));
       std::iota(order.begin(), order.end(), 0);
+      const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
+      if (!UsesSummaries(p.score) && tile.num_rows > 1) {
+        ASSIGN_OR_RETURN(const std::vector<double> shares,
+                         AntidiagonalShares(p, tile, ListHeadOf(p, h)));
+        TakePagesByMass(shares, p.sink_pages, tail_begin, p.mass,
+                        p.entries + p.list_begin[h * p.num_tiles + t]);
+        continue;
+      }
       if (p.counts[t] < pages) {
-        const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
         std::vector<float> scores(static_cast<size_t>(tail_begin));
         RETURN_IF_ERROR(ScorePages(p, tile, ListHeadOf(p, h), &scores));
         const auto forced = [&](int32_t page) { return page < p.sink_pages || page >= tail_begin; };

@@ -19,6 +19,7 @@ PatternOr MakeFixed(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockSparse(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeQuest(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockTopK(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeXAttention(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.
 std::unique_ptr<SparsePattern> NewDense();

@@ -18,6 +18,9 @@ const std::vector<PatternFactory>& PatternRegistry() {
        MakeQuest},
       {"block_topk", "the pages whose mean key suits the mean of the queries' tile best",
        MakeBlockTopK},
+      {"xattention",
+       "prompts read the pages that hold `threshold` of a tile's attention, by its antidiagonals",
+       MakeXAttention},
   };
   return kPatterns;
 }

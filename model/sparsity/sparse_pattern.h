@@ -43,6 +43,10 @@ struct PageRanking {
   // Prompt rows choose by the mean of their tile's queries: prompts are then computed and shared in
   // whole tiles of this many positions. 1: every row of a prompt stands for itself.
   int32_t pooled_rows = 1;
+  // Where the score goes by shares of attention: SelectPagesParams's. Select's counts are then all
+  // the candidates.
+  float mass = 0.0f;
+  int32_t stride = 0;
 };
 
 // Host memory behind a KvSelection of a static pattern; one per pattern, reused from step to step

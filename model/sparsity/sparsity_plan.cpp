@@ -40,6 +40,11 @@ Retention Union(const Retention& a, const Retention& b) {
   return {};
 }
 
+bool NeedsSummaries(const SparsePattern& pattern) {
+  const PageRanking* ranking = pattern.ranking();
+  return ranking != nullptr && kernels::UsesSummaries(ranking->score);
+}
+
 // A run of query heads of one layer under one rule, whole KV heads or a part of one.
 struct RuleRange {
   HeadRange heads;
@@ -183,7 +188,7 @@ class Resolver {
         const auto kv = static_cast<size_t>(h / per_kv);
         Retention& retention = keep[kv].retention;
         retention = seen[kv] ? Union(retention, pattern->retention()) : pattern->retention();
-        keep[kv].summaries = keep[kv].summaries || pattern->ranking() != nullptr;
+        keep[kv].summaries = keep[kv].summaries || NeedsSummaries(*pattern);
         seen[kv] = true;
       }
     }

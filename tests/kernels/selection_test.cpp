@@ -1,5 +1,6 @@
 // Page summaries and lists made from queries, on every backend, against naive answers in double.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -42,6 +43,8 @@ struct Request {
   PageScore score = PageScore::kBound;
   ListHeads list_heads = ListHeads::kPerKvHead;
   int32_t sink_pages = 0, recent_pages = 1;
+  float mass = 0.0f, scale = 0.0f;
+  int32_t stride = 0;
   std::vector<QueryTile> tiles;
   std::vector<int32_t> counts;
   std::vector<int64_t> list_begin;
@@ -217,6 +220,9 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
             .list_heads = r.list_heads,
             .sink_pages = r.sink_pages,
             .recent_pages = r.recent_pages,
+            .mass = r.mass,
+            .stride = r.stride,
+            .scale = r.scale,
             .num_tiles = static_cast<int32_t>(r.tiles.size()),
             .tiles = r.tiles.data(),
             .counts = r.counts.data(),
@@ -257,6 +263,63 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       scores.push_back(best);
     }
     return scores;
+  }
+
+  // Lists whose length follows from shares of attention.
+  Request RandomShares(const SelectionCase& c) {
+    Request r;
+    r.score = PageScore::kAntidiagonal;
+    r.list_heads = RandomInt(0, 1) == 0 ? ListHeads::kPerKvHead : ListHeads::kPerQHead;
+    r.sink_pages = RandomInt(0, 2);
+    r.recent_pages = RandomInt(0, 3);
+    r.mass = 0.1f * static_cast<float>(RandomInt(2, 9));
+    r.stride = 1 << RandomInt(0, 6);
+    r.scale = 2.0f / std::sqrt(static_cast<float>(c.dim));
+    for (size_t s = 0; s < c.kv_lens.size(); ++s) {
+      for (int64_t at = RandomInt(0, 1) * 128; at < c.kv_lens[s]; at += 128) {
+        const auto rows = static_cast<int32_t>(std::min<int64_t>(128, c.kv_lens[s] - at));
+        r.tiles.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r.rows), rows,
+                           static_cast<int32_t>(at)});
+        r.counts.push_back(static_cast<int32_t>(CandidatePages(r.tiles.back())));
+        r.rows += rows;
+      }
+    }
+    r.q = Normal(r.rows * c.q_heads * c.dim);
+    Layout(c, r);
+    return r;
+  }
+
+  // In double: each candidate's share of the tile's attention, by the formula of op_params.h.
+  static std::vector<double> NaiveShares(const SelectionCase& c, const Request& r, int32_t h,
+                                         size_t t) {
+    const QueryTile& tile = r.tiles[t];
+    const int32_t group = c.q_heads / c.kv_heads;
+    const bool per_kv = r.list_heads == ListHeads::kPerKvHead;
+    const int64_t first = tile.first_position, end = first + tile.num_rows;
+    std::vector<double> shares(CandidatePages(tile), 0.0);
+    for (int32_t q = per_kv ? h * group : h; q < (per_kv ? (h + 1) * group : h + 1); ++q) {
+      for (int64_t n = first / r.stride; n * r.stride < end; ++n) {
+        std::vector<double> weights;
+        double total = 0;
+        for (int64_t m = 0; m <= n; ++m) {
+          double s = 0;
+          for (int64_t k = 0; k < r.stride; ++k) {
+            const int64_t i = n * r.stride + r.stride - 1 - k, j = m * r.stride + k;
+            if (i >= end || j >= end) continue;
+            const float* x = &r.q[((tile.row_begin + i - first) * c.q_heads + q) * c.dim];
+            for (int32_t d = 0; d < c.dim; ++d) s += x[d] * c.Key(tile.sequence, j, q / group)[d];
+          }
+          weights.push_back(std::exp(s * r.scale / r.stride));
+          total += weights.back();
+        }
+        for (size_t m = 0; m < weights.size(); ++m) {
+          shares[m * r.stride / kPageTokens] += weights[m] / total;
+        }
+      }
+    }
+    const double all = std::accumulate(shares.begin(), shares.end(), 0.0);
+    for (double& share : shares) share /= all;
+    return shares;
   }
 
   std::unique_ptr<Backend> backend_;
@@ -337,6 +400,73 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
       }
     }
   }
+}
+
+// The best pages, and as many as the mass asks for.
+TEST_P(SelectionTest, TakesTheShareOfAttentionThatIsAskedFor) {
+  if (!backend_->ranks(PageScore::kAntidiagonal)) GTEST_SKIP() << "not on this backend";
+  int64_t left_out = 0;
+  for (int trial = 0; trial < 12; ++trial) {
+    SelectionCase c = RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(2, 700)});
+    Request r = RandomShares(c);
+    SCOPED_TRACE(testing::Message()
+                 << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
+                 << c.dim << " dtype " << KvDTypeName(c.dtype) << " sinks " << r.sink_pages
+                 << " recent " << r.recent_pages << " mass " << r.mass << " stride " << r.stride);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const QueryTile& tile = r.tiles[t];
+        const int64_t pages = CandidatePages(tile);
+        std::vector<int32_t> list = r.List(h, t);
+        const auto end = std::find(list.begin(), list.end(), kNoEntry);
+        ASSERT_EQ(std::count(end, list.end(), kNoEntry), list.end() - end);
+        list.erase(end, list.end());
+        ASSERT_TRUE(std::is_sorted(list.begin(), list.end()));
+        ASSERT_EQ(std::adjacent_find(list.begin(), list.end()), list.end());
+        ASSERT_FALSE(list.empty());
+        ASSERT_GE(list.front(), 0);
+        ASSERT_LT(list.back(), pages);
+        left_out += pages - static_cast<int64_t>(list.size());
+        if (tile.num_rows == 1) {
+          ASSERT_EQ(static_cast<int64_t>(list.size()), pages);
+          continue;
+        }
+        const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
+        const std::vector<double> shares = NaiveShares(c, r, h, t);
+        double taken = 0, least_taken = 2, best_left = -1;
+        for (int64_t page = 0; page < pages; ++page) {
+          const bool listed = std::binary_search(list.begin(), list.end(), page);
+          taken += listed ? shares[page] : 0;
+          if (page < r.sink_pages || page >= tail) {
+            ASSERT_TRUE(listed) << "page " << page << " is forced";
+          } else if (listed) {
+            least_taken = std::min(least_taken, shares[page]);
+          } else {
+            best_left = std::max(best_left, shares[page]);
+          }
+        }
+        constexpr double kSlack = 1e-5;
+        ASSERT_GE(least_taken, best_left - kSlack);
+        if (least_taken <= 1) {
+          ASSERT_LT(taken - least_taken, r.mass + kSlack);
+        }
+        if (best_left >= 0) {
+          ASSERT_GE(taken, r.mass - kSlack);
+        }
+      }
+    }
+    // A tile alone, and with keys behind it that it does not see.
+    const size_t t = RandomInt(0, static_cast<int>(r.tiles.size()) - 1);
+    Request one = r;
+    one.tiles = {r.tiles[t]};
+    one.counts = {r.counts[t]};
+    one.list_begin.clear();
+    Layout(c, one);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, one)));
+    for (int32_t h = 0; h < r.num_lists(c); ++h) ASSERT_EQ(one.List(h, 0), r.List(h, t));
+  }
+  EXPECT_GT(left_out, 0);
 }
 
 // A row's list is the same bits of work alone, among others and in another order.

@@ -21,6 +21,9 @@ absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
 
 absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
                             DeviceContext& context) {
+  if (!UsesSummaries(p.score)) {
+    return absl::UnimplementedError("the GPU ranks pages by their summaries only");
+  }
   const int64_t heads = p.q.shape[1];
   const int64_t list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
   SelectLaunch launch{.one_row = true};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <set>
 #include <tuple>
 
@@ -28,6 +29,9 @@ struct Naive {
   int64_t budget_pages = 0;  // or
   double fraction = 0;
   int64_t sinks = 0, recent = 1;
+  // Or the share of attention that prompt tiles keep, by antidiagonals; generated tokens are dense.
+  double mass = 0;
+  int64_t stride = 0;
 };
 
 struct Case {
@@ -59,6 +63,12 @@ std::vector<Case> Cases() {
       Uniform("block_topk_heads",
               R"("pattern": "block_topk", "fraction": 0.4, "per_query_head": true)",
               {.bound = false, .dense_prompt = false, .per_query_head = true, .fraction = 0.4}),
+      Uniform("xattention", R"("pattern": "xattention", "threshold": 0.6, "stride": 8)",
+              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.6, .stride = 8}),
+      Uniform("xattention_kv_heads",
+              R"("pattern": "xattention", "threshold": 0.7, "sink_pages": 0, "recent_pages": 3,
+                 "per_query_head": false)",
+              {.dense_prompt = false, .recent = 3, .mass = 0.7, .stride = 16}),
   };
   // Layer 0 dense; from layer 1 on: heads 0 and 1 (one KV head) quest, head 2 block_topk alone, head
   // 3 dense.
@@ -91,11 +101,20 @@ class NaiveMask {
       const Naive* rule = case_.rule(layer, h);
       if (rule == nullptr) continue;
       for (int64_t i = 0; i < static_cast<int64_t>(queries.size()); ++i) {
-        if (i < num_prompt_ && rule->dense_prompt) continue;
+        if (i < num_prompt_ ? rule->dense_prompt : rule->mass > 0) continue;
         int64_t begin = i, end = i + 1;
         if (i < num_prompt_) {
           begin = i / 128 * 128;
           end = std::min(begin + 128, num_prompt_);
+        }
+        if (rule->mass > 0) {
+          if (end - begin == 1) continue;
+          if (i > begin) {
+            pages_[{layer, h, i}] = pages_[{layer, h, begin}];
+          } else {
+            pages_[{layer, h, i}] = ChooseByMass(*rule, layer, h, begin, end, queries, keys);
+          }
+          continue;
         }
         pages_[{layer, h, i}] = Choose(*rule, layer, h, begin, end, queries, keys);
       }
@@ -146,6 +165,60 @@ class NaiveMask {
     if (take > 0 && take < static_cast<int64_t>(others.size())) {
       margin_ = std::min(margin_, others[static_cast<size_t>(take)].first -
                                       others[static_cast<size_t>(take - 1)].first);
+    }
+    return chosen;
+  }
+
+  // Pages by the shares that antidiagonals give them, of the heads of one list together.
+  std::set<int64_t> ChooseByMass(const Naive& rule, int32_t layer, int32_t head, int64_t begin,
+                                 int64_t end, const Rows& queries, const Rows& keys) {
+    const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
+    const int32_t group = a.num_heads / a.num_kv_heads;
+    const int64_t last = (end - 1) / kPage;
+    std::vector<double> shares(static_cast<size_t>(last + 1), 0.0);
+    for (int32_t h = 0; h < a.num_heads; ++h) {
+      if (rule.per_query_head ? h != head : h / group != head / group) continue;
+      for (int64_t n = begin / rule.stride; n * rule.stride < end; ++n) {
+        std::vector<double> weights;
+        for (int64_t m = 0; m <= n; ++m) {
+          double sum = 0;
+          for (int64_t t = 0; t < rule.stride; ++t) {
+            const int64_t i = (n + 1) * rule.stride - 1 - t, j = m * rule.stride + t;
+            for (int32_t d = 0; i < end && j < end && d < a.head_dim; ++d) {
+              sum += queries[static_cast<size_t>(i)][static_cast<size_t>(h * a.head_dim + d)] *
+                     keys[static_cast<size_t>(j)][static_cast<size_t>(h / group * a.head_dim + d)];
+            }
+          }
+          weights.push_back(std::exp(sum * a.scale / static_cast<double>(rule.stride)));
+        }
+        const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+        for (size_t m = 0; m < weights.size(); ++m) {
+          shares[m * static_cast<size_t>(rule.stride) / kPage] += weights[m] / total;
+        }
+      }
+    }
+    const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
+    std::set<int64_t> chosen;
+    std::vector<std::pair<double, int64_t>> others;
+    double kept = 0;
+    for (int64_t page = 0; page <= last; ++page) {
+      const double share = shares[static_cast<size_t>(page)] / total;
+      if (page < rule.sinks || page >= std::min(begin / kPage, last - rule.recent + 1)) {
+        chosen.insert(page);
+        kept += share;
+      } else {
+        others.emplace_back(-share, page);
+      }
+    }
+    std::sort(others.begin(), others.end());
+    for (size_t n = 0; n < others.size(); ++n) {
+      margin_ = std::min(margin_, std::abs(kept - rule.mass));
+      if (kept >= rule.mass) {
+        if (n > 0) margin_ = std::min(margin_, others[n].first - others[n - 1].first);
+        break;
+      }
+      kept -= others[n].first;
+      chosen.insert(others[n].second);
     }
     return chosen;
   }
@@ -215,6 +288,12 @@ class RankedPatternTest : public ::testing::TestWithParam<Case> {
   unsigned seed_ = std::random_device()();
   std::mt19937 random_{seed_};
   testing::ScopedTrace trace_{__FILE__, __LINE__, StrCat("seed ", seed_)};
+
+  static bool ByMass() {
+    const Naive* rule = GetParam().rule(1, 0);
+    return rule != nullptr && rule->mass > 0;
+  }
+  static bool Runs(BackendKind kind) { return kind != BackendKind::kCuda || !ByMass(); }
 };
 
 constexpr auto kGenerated = NumericsClass::kGenerated;
@@ -235,10 +314,26 @@ TEST_P(RankedPatternTest, MatchesTheNaiveMask) {
   }
   ASSERT_GT(mask->margin(), 1e-4);
   for (const BackendKind kind : Backends()) {
+    if (!Runs(kind)) continue;
     PagedRunner runner(&model_.spec, GetParam().plan, kind);
     const FloatRows got =
         Compute(&runner, 0, Part(tokens, 0, kPrompt), 512, Part(tokens, kPrompt, kAll), 1);
     ASSERT_EQ(got.size(), want.logits.size());
+    if (ByMass()) {  // what was read can only be counted
+      int64_t visible = 0;
+      for (int64_t i = 0; i < static_cast<int64_t>(kPrompt); ++i) {
+        for (int32_t l = 0; l < 3; ++l) {
+          for (int32_t h = 0; h < model_.spec.layers[0].attention.num_heads; ++h) {
+            for (int64_t j = 0; j <= i; ++j) visible += mask->Visible(l, h, i, j) ? 1 : 0;
+          }
+        }
+      }
+      PagedRunner counting(&model_.spec, GetParam().plan, kind);
+      counting.Prefill(0, Part(tokens, 0, kPrompt), 512);
+      EXPECT_EQ(counting.counters[0].keys_visible, visible);
+      EXPECT_GE(counting.counters[0].keys_read, visible);
+      EXPECT_LT(visible, counting.counters[0].keys_total);
+    }
     double worst = 0, moved = 0;
     for (size_t r = 0; r < got.size(); ++r) {
       for (size_t c = 0; c < got[r].size(); ++c) {
@@ -262,6 +357,7 @@ TEST_P(RankedPatternTest, HowItIsComputedDoesNotChangeBits) {
   const std::vector<int32_t> tokens = Tokens(kAll, &random_);
   const std::vector<int32_t> prompt = Part(tokens, 0, kPrompt), output = Part(tokens, kPrompt, kAll);
   for (const BackendKind kind : Backends()) {
+    if (!Runs(kind)) continue;
     PagedRunner runner(&model_.spec, GetParam().plan, kind, kernels::KvDType::kF16, 1024);
     EXPECT_EQ(runner.plan().chunk_alignment, GetParam().alignment);
     EXPECT_FALSE(runner.plan().one_numerics_class);
@@ -309,6 +405,7 @@ TEST_P(RankedPatternTest, HowItIsComputedDoesNotChangeBits) {
 
 // What is read is what was asked for, and what the pattern says it will be.
 TEST_P(RankedPatternTest, CountsTheKeysThatAreRead) {
+  if (ByMass()) GTEST_SKIP() << "how much is read is known afterwards only";
   const std::vector<int32_t> tokens = Tokens(kAll, &random_);
   PagedRunner runner(&model_.spec, GetParam().plan, BackendKind::kCpu);
   const auto expect = [&](int64_t begin, int64_t end, NumericsClass numerics) {
@@ -351,6 +448,9 @@ TEST(RankedPatterns, AFullBudgetIsDense) {
     EXPECT_EQ(FirstDifference(quest, dense), -1);
     const FloatRows topk = run(R"({"default": {"pattern": "block_topk", "fraction": 1}})");
     EXPECT_EQ(FirstDifference(topk, dense), -1);
+    if (kind == BackendKind::kCuda) continue;
+    const FloatRows mass = run(R"({"default": {"pattern": "xattention", "threshold": 1}})");
+    EXPECT_EQ(FirstDifference(mass, dense), -1);
   }
 }
 

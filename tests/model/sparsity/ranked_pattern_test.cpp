@@ -128,6 +128,12 @@ TEST(RankedPattern, APlanDeclaresWhatItsPatternsNeed) {
   ASSERT_TRUE(topk.ok()) << topk.status();
   EXPECT_EQ(topk->chunk_alignment, 128);
   EXPECT_LT(topk->Density(99'999), 0.11);
+  const auto xattention = Resolve(R"("pattern": "xattention", "threshold": 0.9)");
+  ASSERT_TRUE(xattention.ok()) << xattention.status();
+  EXPECT_EQ(xattention->chunk_alignment, 128);
+  EXPECT_FALSE(xattention->one_numerics_class);
+  EXPECT_FALSE(xattention->groups[0].summaries);
+  EXPECT_TRUE(xattention->groups[0].retention.keeps_all());
   const auto dense = Resolve(R"("pattern": "dense")");
   EXPECT_EQ(dense->chunk_alignment, 1);
   EXPECT_TRUE(dense->one_numerics_class);
@@ -147,6 +153,12 @@ TEST(RankedPattern, TheDigestCoversEveryParameter) {
       R"("pattern": "block_topk", "budget_tokens": 2048)",
       R"("pattern": "block_topk", "budget_tokens": 2048, "sink_pages": 1)",
       R"("pattern": "block_topk", "budget_tokens": 2048, "per_query_head": true)",
+      R"("pattern": "xattention", "threshold": 0.9)",
+      R"("pattern": "xattention", "threshold": 0.900001)",
+      R"("pattern": "xattention", "threshold": 0.9, "stride": 8)",
+      R"("pattern": "xattention", "threshold": 0.9, "sink_pages": 2)",
+      R"("pattern": "xattention", "threshold": 0.9, "recent_pages": 2)",
+      R"("pattern": "xattention", "threshold": 0.9, "per_query_head": false)",
   };
   for (const std::string& rule : rules) {
     const auto plan = Resolve(rule);
@@ -175,6 +187,13 @@ TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
               HasSubstr("Did you mean 'sink_pages'?"));
   EXPECT_THAT(Refusal(R"("pattern": "block_topk", "fraction": 0.1, "per_query_head": 1)"),
               HasSubstr("'per_query_head' must be true or false"));
+  EXPECT_THAT(Refusal(R"("pattern": "xattention")"),
+              HasSubstr("layers[0]: pattern 'xattention' needs 'threshold', a number from 0.01 to 1"));
+  EXPECT_THAT(Refusal(R"("pattern": "xattention", "threshold": 0)"), HasSubstr("'threshold' is 0"));
+  EXPECT_THAT(Refusal(R"("pattern": "xattention", "threshold": 0.9, "stride": 12)"),
+              HasSubstr("'stride' is 12; allowed are 4, 8, 16, 32 and 64."));
+  EXPECT_THAT(Refusal(R"("pattern": "xattention", "threshold": 0.9, "budget_tokens": 64)"),
+              HasSubstr("unknown parameter"));
   EXPECT_THAT(Refusal(R"("layers": "3-4", "pattern": "quest", "budget_tokens": 128)"),
               HasSubstr("layers[0]: names layer 4; the model has layers 0 to 3"));
 }
