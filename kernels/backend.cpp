@@ -249,10 +249,15 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
                                  p.list_begin != nullptr && p.entries != nullptr &&
                                  p.page_table.pages != nullptr),
             "tiles, counts, lists and a page table", p.num_tiles);
-  const bool by_mass = p.score == PageScore::kAntidiagonal;
-  if (by_mass) {
+  if (p.score == PageScore::kAntidiagonal) {
     check.That(p.mass > 0 && p.mass <= 1, "a mass above 0 and at most 1", 0)
         .That(p.stride >= 1 && kPageTokens % p.stride == 0, "a stride that divides a page", p.stride);
+  }
+  if (p.score == PageScore::kVerticalSlash) {
+    check.That(p.mass >= 0 && p.mass <= 1, "a mass from 0 to 1", 0)
+        .That(p.segment >= kPageTokens && p.segment % kPageTokens == 0, "a segment of whole pages",
+              p.segment)
+        .That(p.vertical_pages >= 0 && p.slash_pages >= 0, "0 or more pages", p.vertical_pages);
   }
   RETURN_IF_ERROR(check.status());
   const int64_t list_heads =
@@ -265,8 +270,10 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
         .That(p.counts[t] >= ForcedPages(tile, p.sink_pages, p.recent_pages) &&
                   p.counts[t] <= pages,
               "as many entries as are forced or more, and no more than candidates", p.counts[t])
-        .That(!by_mass || p.counts[t] == pages, "room for all candidates", p.counts[t])
-        .That(!by_mass || tile.num_rows == 1 || tile.first_position % p.stride == 0,
+        .That(UsesSummaries(p.score) || p.counts[t] == pages, "room for all candidates",
+              p.counts[t])
+        .That(p.score != PageScore::kAntidiagonal || tile.num_rows == 1 ||
+                  tile.first_position % p.stride == 0,
               "tiles that begin at a multiple of the stride", tile.first_position);
     for (int64_t h = 0; h < list_heads; ++h) {
       const int64_t begin = p.list_begin[h * p.num_tiles + t];

@@ -110,7 +110,14 @@ enum class PageScore : uint8_t {
   // is softmaxed over m and summed over n and the page's m; the page's share of all of that. Queries
   // and keys beyond the tile's last row count as zero. Source: XAttention (arXiv 2503.16428).
   kAntidiagonal,
+  // Columns and diagonals of the attention of the last kProbeRows rows of the tile's segment: with
+  // p[i, j] the softmax of scale * q_i · k_j over j <= i, a mean over the query heads of h,
+  //   column j weighs sum_i p[i, j], diagonal d weighs sum_i p[i, i - d].
+  // A page weighs as its heaviest column, a run [64D, 64D + 63] of diagonals as its heaviest one.
+  // Source: the vertical-slash heads of MInference (arXiv 2407.02490).
+  kVerticalSlash,
 };
+inline constexpr int32_t kProbeRows = 64;
 
 // Whether pages are ranked by their summaries, or else by their keys.
 constexpr bool UsesSummaries(PageScore score) {
@@ -129,6 +136,14 @@ constexpr bool UsesSummaries(PageScore score) {
 // instead of by counts, which then are P + 1: beside what is taken anyway the list takes the best
 // pages while the shares of all that it took sum to less than `mass`, and ends in kNoEntry from there
 // on. Tiles of one row take all their candidates.
+//
+// kVerticalSlash is of the rows too, and its counts are P + 1. The tiles of one sequence in [k *
+// segment, (k + 1) * segment) are one segment, whose last rows probe for them all; those of one row
+// are in none and take all their candidates. Beside what is taken anyway a list takes the
+// `vertical_pages` pages that weigh most and what the tile's rows reach along the `slash_pages` runs
+// of diagonals that weigh most, of equals the lower, and ends in kNoEntry. With a `mass`, both are as
+// many, or more: floor(n / 64) + 1, n the fewest columns (diagonals) that have that share of their
+// weights. Source of that: FlexPrefill (arXiv 2502.20766).
 struct SelectPagesParams {
   TensorView q = {};     // [rows, query heads, head_dim]
   // With summaries if UsesSummaries(score), which are read unless a tile takes all its candidates.
@@ -138,10 +153,14 @@ struct SelectPagesParams {
   ListHeads list_heads = ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
-  // kAntidiagonal's; tiles begin at multiples of `stride`, a power of two up to kPageTokens.
-  float mass = 0.0f;  // above 0, at most 1
-  int32_t stride = 0;
+  // Of those that do not use summaries. kAntidiagonal: `mass` above 0 and at most 1, tiles begin at
+  // multiples of `stride`, which divides kPageTokens. kVerticalSlash: `segment` is whole tiles.
   float scale = 0.0f;  // of the attention that is estimated
+  float mass = 0.0f;
+  int32_t stride = 0;
+  int32_t segment = 0;
+  int32_t vertical_pages = 0;
+  int32_t slash_pages = 0;
   int32_t num_tiles = 0;
   const QueryTile* tiles = nullptr;     // [num_tiles] rows of q
   const int32_t* counts = nullptr;      // [num_tiles] at most P + 1, at least what is taken anyway

@@ -1,16 +1,40 @@
-// The pages that a list takes by their share of a tile's attention (SelectPagesParams::mass), for
-// backends that compute in host memory.
+// What the lists of SelectPages take where that follows from shares of attention, for backends that
+// compute in host memory; see SelectPagesParams.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <vector>
+
+#include "kernels/op_params.h"
 
 namespace longstride::kernels {
 
-// Writes `list` [shares.size()]: the pages below `sinks` and from `tail_begin` on, and the best of the
-// others, of equals the lower page, while the shares taken sum to less than `mass` (all, where that is 1);
-// ascending, then kNoEntry. A share that is not a number counts as none.
-void TakePagesByMass(std::span<const double> shares, int64_t sinks, int64_t tail_begin, double mass,
-                     int32_t* list);
+// kAntidiagonal: writes the list of `tile` by its candidates' `shares`. A share that is not a number
+// counts as none; a mass of 1 takes all.
+void TakeByShares(const SelectPagesParams& p, const QueryTile& tile,
+                  std::span<const double> shares, int32_t* list);
+
+// kVerticalSlash: tiles [begin, end), whose last rows [first_row, end_row) of q probe for them, at
+// positions up to that of the last tile's last row. A tile of one row stands alone and is not probed for.
+struct ProbedTiles {
+  int32_t begin, end;
+  int32_t first_row, end_row;
+  int64_t last_position;
+};
+std::vector<ProbedTiles> FindProbedTiles(const SelectPagesParams& p);
+
+struct VerticalSlash {
+  std::vector<int32_t> pages;
+  std::vector<int32_t> runs;  // of kPageTokens diagonals
+};
+// From the weights of the columns and diagonals.
+VerticalSlash ChooseVerticalSlash(const SelectPagesParams& p, std::span<const double> columns,
+                                  std::span<const double> diagonals);
+void TakeVerticalSlash(const SelectPagesParams& p, const QueryTile& tile,
+                       const VerticalSlash& chosen, int32_t* list);
+
+// The list of all the tile's candidates.
+void TakeAll(const QueryTile& tile, int32_t* list);
 
 }  // namespace longstride::kernels

@@ -56,7 +56,8 @@ DecoderImpl::DecoderImpl(kernels::Backend* backend, const ModelSpec* spec, const
              .plan = plan,
              .cache = cache,
              .max_step_tokens = max_step_tokens,
-             .max_logits_rows = MaxLogitsRows(*spec, max_step_tokens)};
+             .max_logits_rows = std::max(MaxLogitsRows(*spec, max_step_tokens),
+                                         std::min(max_step_tokens, plan->chunk_alignment))};
 }
 
 absl::Status DecoderImpl::Init(const std::function<void(const TensorView&)>& release) {

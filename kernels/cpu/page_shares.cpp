@@ -1,9 +1,8 @@
-// Lists that go by shares of attention (PageScore::kAntidiagonal). A task is one list: a tile of the
-// prompt is much work, and its reductions then have one order.
+// Lists that follow from shares of attention (PageScore::kAntidiagonal and kVerticalSlash). A task is
+// one tile or one probed segment of one list head: much work, whose reductions have one order.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <limits>
+#include <numeric>
 
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/take_pages.h"
@@ -11,8 +10,8 @@
 namespace longstride::kernels::cpu {
 namespace {
 
-// A tile's queries of one head in groups, each group's queries in descending order of position: the
-// scalar product with the keys of a group as they lie in the cache is the sum along the antidiagonal.
+// A tile's queries of one head in groups of p.stride, each group's in descending order of position: the
+// product with a group of keys as they lie in the cache is the sum along the antidiagonal.
 void FoldQueries(const SelectPagesParams& p, const QueryTile& tile, int64_t head, float* out) {
   const int64_t dim = p.cache.head_dim;
   const int64_t groups = (tile.num_rows + p.stride - 1) / p.stride;
@@ -30,78 +29,162 @@ void FoldQueries(const SelectPagesParams& p, const QueryTile& tile, int64_t head
   }
 }
 
+// Makes the lists of one list head at a time, in one thread's memory.
+class SharesOfHead {
+ public:
+  SharesOfHead(const CpuKernels& kernels, const SelectPagesParams& p, int64_t list_head,
+               Scratch* scratch)
+      : kernels_(kernels), p_(p), list_head_(list_head), scratch_(scratch) {
+    const int64_t heads = p.q.shape[1];
+    num_heads_ = p.list_heads == ListHeads::kPerQHead ? 1 : heads / p.cache.num_heads;
+    first_head_ = list_head * num_heads_;
+    kv_head_ = first_head_ / (heads / p.cache.num_heads);
+  }
+
+  // A logical page that is a candidate and is not there; -1: none.
+  int64_t missing() const { return missing_; }
+
+  void Antidiagonal(int32_t t) {
+    const QueryTile& tile = p_.tiles[t];
+    if (tile.num_rows == 1) return TakeAll(tile, ListOf(t));
+    const int64_t width = p_.stride * p_.cache.head_dim, per_page = kPageTokens / p_.stride;
+    const int64_t folded = (tile.num_rows + p_.stride - 1) / p_.stride;
+    const int64_t pages = CandidatePages(tile);
+    Reserve(num_heads_ * folded, width, pages * per_page);
+    for (int64_t h = 0; h < num_heads_; ++h) {
+      FoldQueries(p_, tile, first_head_ + h, q_ + h * folded * width);
+    }
+    if (!Score(tile.sequence, int64_t{tile.first_position} + tile.num_rows, p_.stride)) return;
+    std::vector<double> shares(static_cast<size_t>(pages), 0.0);
+    for (int64_t r = 0; r < rows_; ++r) {
+      const int64_t visible = tile.first_position / p_.stride + r % folded + 1;
+      const double sum = Exponentials(r, visible);
+      if (!(sum > 0)) continue;
+      const float* weights = scores_ + r * columns_;
+      for (int64_t m = 0; m < visible; ++m) {
+        shares[static_cast<size_t>(m / per_page)] += weights[m] / sum;
+      }
+    }
+    const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
+    for (double& share : shares) share /= total;
+    TakeByShares(p_, tile, shares, ListOf(t));
+  }
+
+  void VerticalSlashes(const ProbedTiles& probed) {
+    const QueryTile& first = p_.tiles[probed.begin];
+    if (first.num_rows == 1) return TakeAll(first, ListOf(probed.begin));
+    const int64_t dim = p_.cache.head_dim, rows = probed.end_row - probed.first_row;
+    const int64_t count = probed.last_position + 1;
+    std::vector<double> columns(static_cast<size_t>(count), 0.0), diagonals = columns;
+    // Head by head, to bound the memory.
+    for (int64_t h = first_head_; h < first_head_ + num_heads_; ++h) {
+      Reserve(rows, dim, (count + kPageTokens - 1) / kPageTokens * kPageTokens);
+      for (int64_t r = 0; r < rows; ++r) {
+        std::copy_n(p_.q.ptr<float>() + (probed.first_row + r) * p_.q.strides[0] +
+                        h * p_.q.strides[1],
+                    dim, q_ + r * dim);
+      }
+      if (!Score(first.sequence, count, 1)) return;
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t visible = count - rows + r + 1;
+        const double sum = Exponentials(r, visible);
+        if (!(sum > 0)) continue;
+        const float* weights = scores_ + r * columns_;
+        for (int64_t j = 0; j < visible; ++j) {
+          const double share = weights[j] / sum;
+          columns[static_cast<size_t>(j)] += share;
+          diagonals[static_cast<size_t>(visible - 1 - j)] += share;
+        }
+      }
+    }
+    const VerticalSlash chosen = ChooseVerticalSlash(p_, columns, diagonals);
+    for (int32_t t = probed.begin; t < probed.end; ++t) {
+      TakeVerticalSlash(p_, p_.tiles[t], chosen, ListOf(t));
+    }
+  }
+
+ private:
+  int32_t* ListOf(int32_t t) const {
+    return p_.entries + p_.list_begin[list_head_ * p_.num_tiles + t];
+  }
+
+  void Reserve(int64_t rows, int64_t width, int64_t columns) {
+    rows_ = rows;
+    columns_ = columns;
+    const auto carve = [&](Carver carver) {
+      q_ = carver.Take<float>(rows * width);
+      scores_ = carver.Take<float>(rows * columns);
+      keys_ = carver.Take<float>(kPageTokens * p_.cache.head_dim);
+      return carver.used();
+    };
+    carve(Carver(scratch_->Get(carve(Carver(nullptr)))));
+  }
+
+  // scores_[r, m] of the rows in q_ and the groups of `fold` keys up to position `end`.
+  bool Score(int32_t sequence, int64_t end, int32_t fold) {
+    const PagedKv& cache = p_.cache;
+    for (int64_t page = 0; page * kPageTokens < end; ++page) {
+      const int32_t id = p_.page_table.pages[sequence * p_.page_table.stride + page];
+      if (id < 0 || id >= cache.num_pages) {
+        missing_ = page;
+        return false;
+      }
+      kernels_.fold_scores({.dtype = cache.dtype,
+                            .keys = static_cast<const char*>(cache.k) + id * cache.page_stride +
+                                    kv_head_ * cache.head_stride,
+                            .count = std::min<int64_t>(kPageTokens, end - page * kPageTokens),
+                            .dim = cache.head_dim,
+                            .fold = fold,
+                            .q = q_,
+                            .rows = rows_,
+                            .scale = p_.scale / static_cast<float>(fold),
+                            .scores = scores_ + page * (kPageTokens / fold),
+                            .scores_stride = columns_,
+                            .scratch = keys_});
+    }
+    return true;
+  }
+
+  // Makes weights of a row's first scores; returns their sum.
+  double Exponentials(int64_t r, int64_t visible) {
+    float* row = scores_ + r * columns_;
+    const float max = *std::max_element(row, row + visible);
+    for (int64_t m = 0; m < visible; ++m) row[m] -= max;
+    kernels_.exp(row, visible, row);
+    return std::accumulate(row, row + visible, 0.0);
+  }
+
+  const CpuKernels& kernels_;
+  const SelectPagesParams& p_;
+  int64_t list_head_, first_head_, num_heads_, kv_head_;
+  Scratch* scratch_;
+  int64_t missing_ = -1;
+  int64_t rows_ = 0, columns_ = 0;
+  float* q_ = nullptr;       // [rows_, group of queries]
+  float* scores_ = nullptr;  // [rows_, columns_]
+  float* keys_ = nullptr;
+};
+
 }  // namespace
 
 absl::Status CpuBackend::SelectByShares(const SelectPagesParams& p) {
-  const int64_t heads = p.q.shape[1], dim = p.cache.head_dim, width = p.stride * dim;
-  const int64_t group = heads / p.cache.num_heads;
-  const int64_t list_heads = p.list_heads == ListHeads::kPerQHead ? heads : p.cache.num_heads;
-  const int64_t heads_of_list = heads / list_heads;
-  const int64_t per_page = kPageTokens / p.stride;
+  const int64_t list_heads =
+      p.list_heads == ListHeads::kPerQHead ? p.q.shape[1] : p.cache.num_heads;
+  std::vector<ProbedTiles> probed;
+  if (p.score == PageScore::kVerticalSlash) probed = FindProbedTiles(p);
+  const auto pieces = p.score == PageScore::kVerticalSlash ? static_cast<int64_t>(probed.size())
+                                                           : int64_t{p.num_tiles};
   std::atomic<int64_t> missing{-1};
-  pool_.ParallelFor(list_heads * p.num_tiles, [&](int64_t task, int thread) {
-    const QueryTile& tile = p.tiles[task % p.num_tiles];
-    const int64_t first_head = task / p.num_tiles * heads_of_list;
-    const int64_t kv_head = first_head / group;
-    const int64_t pages = CandidatePages(tile);
-    int32_t* list = p.entries + p.list_begin[task];
-    if (tile.num_rows == 1) {
-      for (int64_t page = 0; page < pages; ++page) list[page] = static_cast<int32_t>(page);
-      return;
+  // The longest first.
+  pool_.ParallelFor(list_heads * pieces, [&](int64_t task, int thread) {
+    SharesOfHead head(kernels_, p, task % list_heads, &thread_scratch_[static_cast<size_t>(thread)]);
+    const int64_t piece = pieces - 1 - task / list_heads;
+    if (p.score == PageScore::kVerticalSlash) {
+      head.VerticalSlashes(probed[static_cast<size_t>(piece)]);
+    } else {
+      head.Antidiagonal(static_cast<int32_t>(piece));
     }
-    const int64_t end = int64_t{tile.first_position} + tile.num_rows;
-    const int64_t folded = (tile.num_rows + p.stride - 1) / p.stride;
-    const int64_t rows = heads_of_list * folded, columns = pages * per_page;
-    const auto carve = [&](Carver carver, float** q, float** scores, float** keys) {
-      *q = carver.Take<float>(rows * width);
-      *scores = carver.Take<float>(rows * columns);
-      *keys = carver.Take<float>(kPageTokens * dim);
-      return carver.used();
-    };
-    float *q, *scores, *keys;
-    Scratch& scratch = thread_scratch_[static_cast<size_t>(thread)];
-    carve(Carver(scratch.Get(carve(Carver(nullptr), &q, &scores, &keys))), &q, &scores, &keys);
-    for (int64_t h = 0; h < heads_of_list; ++h) {
-      FoldQueries(p, tile, first_head + h, q + h * folded * width);
-    }
-    for (int64_t page = 0; page < pages; ++page) {
-      const int32_t id = p.page_table.pages[tile.sequence * p.page_table.stride + page];
-      if (id < 0 || id >= p.cache.num_pages) {
-        missing.store(page);
-        return;
-      }
-      kernels_.fold_scores({.dtype = p.cache.dtype,
-                            .keys = static_cast<const char*>(p.cache.k) +
-                                    id * p.cache.page_stride + kv_head * p.cache.head_stride,
-                            .count = std::min<int64_t>(kPageTokens, end - page * kPageTokens),
-                            .dim = dim,
-                            .fold = p.stride,
-                            .q = q,
-                            .rows = rows,
-                            .scale = p.scale / static_cast<float>(p.stride),
-                            .scores = scores + page * per_page,
-                            .scores_stride = columns,
-                            .scratch = keys});
-    }
-    std::vector<double> shares(static_cast<size_t>(pages), 0.0);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* row = scores + r * columns;
-      const int64_t visible = tile.first_position / p.stride + r % folded + 1;
-      const float max = *std::max_element(row, row + visible);
-      for (int64_t m = 0; m < visible; ++m) row[m] -= max;
-      kernels_.exp(row, visible, row);
-      double sum = 0;
-      for (int64_t m = 0; m < visible; ++m) sum += row[m];
-      if (!(sum > 0)) continue;
-      for (int64_t m = 0; m < visible; ++m) {
-        shares[static_cast<size_t>(m / per_page)] += row[m] / sum;
-      }
-    }
-    double total = 0;
-    for (const double share : shares) total += share;
-    for (double& share : shares) share /= total;
-    TakePagesByMass(shares, p.sink_pages, pages - ForcedPages(tile, 0, p.recent_pages), p.mass,
-                    list);
+    if (head.missing() >= 0) missing.store(head.missing());
   });
   if (missing.load() >= 0) {
     return absl::InternalError(StrCat("SelectPages: logical page ", missing.load(),

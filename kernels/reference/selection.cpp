@@ -170,6 +170,46 @@ absl::StatusOr<std::vector<double>> AntidiagonalShares(const SelectPagesParams& 
   return shares;
 }
 
+// The lists of one list head.
+absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
+  const ListHead list = ListHeadOf(p, h);
+  const int64_t dim = p.cache.head_dim;
+  for (const ProbedTiles& probed : FindProbedTiles(p)) {
+    const auto list_of = [&](int32_t t) { return p.entries + p.list_begin[h * p.num_tiles + t]; };
+    const QueryTile& first = p.tiles[probed.begin];
+    if (first.num_rows == 1) {
+      TakeAll(first, list_of(probed.begin));
+      continue;
+    }
+    const auto count = static_cast<size_t>(probed.last_position + 1);
+    ASSIGN_OR_RETURN(const std::vector<float> keys,
+                     KeysOf(p, first.sequence, list.kv_head, probed.last_position + 1));
+    std::vector<double> columns(count, 0.0), diagonals(count, 0.0);
+    for (int64_t head = list.first; head < list.first + list.count; ++head) {
+      for (int32_t row = probed.first_row; row < probed.end_row; ++row) {
+        const int64_t position = probed.last_position - (probed.end_row - 1 - row);
+        const float* q = p.q.ptr<float>() + row * p.q.strides[0] + head * p.q.strides[1];
+        std::vector<double> scores;
+        for (int64_t j = 0; j <= position; ++j) {
+          double sum = 0;
+          for (int64_t d = 0; d < dim; ++d) {
+            sum += double{q[d]} * keys[static_cast<size_t>(j * dim + d)];
+          }
+          scores.push_back(p.scale * sum);
+        }
+        AddSoftmax(scores, 1, &columns);
+        std::reverse(scores.begin(), scores.end());
+        AddSoftmax(scores, 1, &diagonals);
+      }
+    }
+    const VerticalSlash chosen = ChooseVerticalSlash(p, columns, diagonals);
+    for (int32_t t = probed.begin; t < probed.end; ++t) {
+      TakeVerticalSlash(p, p.tiles[t], chosen, list_of(t));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
@@ -200,6 +240,10 @@ absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
 absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
   const int64_t list_heads =
       p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : p.q.shape[1];
+  if (p.score == PageScore::kVerticalSlash) {
+    for (int64_t h = 0; h < list_heads; ++h) RETURN_IF_ERROR(SelectVerticalSlash(p, h));
+    return absl::OkStatus();
+  }
   for (int64_t h = 0; h < list_heads; ++h) {
     for (int32_t t = 0; t < p.num_tiles; ++t) {
       const QueryTile& tile = p.tiles[t];
@@ -207,11 +251,10 @@ absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
       std::vector<int32_t> order(static_cast<size_t>(pages));
       std::iota(order.begin(), order.end(), 0);
       const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
-      if (!UsesSummaries(p.score) && tile.num_rows > 1) {
+      if (p.score == PageScore::kAntidiagonal && tile.num_rows > 1) {
         ASSIGN_OR_RETURN(const std::vector<double> shares,
                          AntidiagonalShares(p, tile, ListHeadOf(p, h)));
-        TakePagesByMass(shares, p.sink_pages, tail_begin, p.mass,
-                        p.entries + p.list_begin[h * p.num_tiles + t]);
+        TakeByShares(p, tile, shares, p.entries + p.list_begin[h * p.num_tiles + t]);
         continue;
       }
       if (p.counts[t] < pages) {

@@ -50,10 +50,20 @@ absl::Status CompareLanes(Lane* baseline, std::span<Comparison> comparisons,
                           std::span<const TextWindow> windows, int32_t vocab_size,
                           CapturedMass* mass, const ComparisonOptions& options) {
   RowComparer comparer(vocab_size);
-  int32_t step = std::min(options.step_rows, baseline->decoder().max_logits_rows());
+  int32_t step = options.step_rows, most = baseline->decoder().max_logits_rows();
   for (const Comparison& comparison : comparisons) {
-    step = std::min(step, comparison.lane->decoder().max_logits_rows());
+    step = std::max(step, comparison.lane->plan().chunk_alignment);
+    most = std::min(most, comparison.lane->decoder().max_logits_rows());
   }
+  for (const Comparison& comparison : comparisons) {
+    const int32_t run = comparison.lane->plan().chunk_alignment;
+    if (run <= most) continue;
+    return absl::InvalidArgumentError(
+        StrCat("plan '", comparison.lane->plan().name, "' computes prompts in runs of ", run,
+               " positions, but one step here gives the logits of ", most,
+               "; give its patterns a segment of that or less."));
+  }
+  step = std::min(step, most);
   std::mt19937_64 random(options.seed);
   std::vector<RowSummary> rows;
   std::vector<size_t> cut(comparisons.size());

@@ -11,7 +11,7 @@
 namespace longstride::model::fidelity {
 namespace {
 
-constexpr size_t kTileTokens = 128;  // largest query tile of any pattern
+constexpr size_t kTileTokens = 128;  // largest tile of queries, beside segments
 
 absl::Status AppendAll(Lane* lane, std::span<const int32_t> tokens) {
   while (!tokens.empty()) {
@@ -103,7 +103,8 @@ absl::Status AnswerTask(const TaskContext& task, int32_t context, int32_t vocab_
   RowComparer comparer(vocab_size);
   // A prompt is served in one go: a pattern that pools the queries of a tile must not see one cut
   // between text and question.
-  const size_t whole = task.tokens.size() / kTileTokens * kTileTokens;
+  const size_t tile = std::max(kTileTokens, static_cast<size_t>(plan->plan().chunk_alignment));
+  const size_t whole = task.tokens.size() / tile * tile;
   const std::span<const int32_t> text(task.tokens);
   for (Lane* lane : {base, plan}) {
     lane->Reset();

@@ -21,6 +21,9 @@ const std::vector<PatternFactory>& PatternRegistry() {
       {"xattention",
        "prompts read the pages that hold `threshold` of a tile's attention, by its antidiagonals",
        MakeXAttention},
+      {"vertical_slash",
+       "prompts read the columns and diagonals that the last queries of a segment attend to",
+       MakeVerticalSlash},
   };
   return kPatterns;
 }

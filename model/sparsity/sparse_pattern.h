@@ -40,13 +40,14 @@ struct PageRanking {
   kernels::ListHeads list_heads = kernels::ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
-  // Prompt rows choose by the mean of their tile's queries: prompts are then computed and shared in
-  // whole tiles of this many positions. 1: every row of a prompt stands for itself.
+  // Prompt rows choose by their tile's (or segment's) queries together: prompts are then computed and
+  // shared in whole runs of this many positions. 1: every row of a prompt stands for itself.
   int32_t pooled_rows = 1;
-  // Where the score goes by shares of attention: SelectPagesParams's. Select's counts are then all
-  // the candidates.
+  // Scores that use no summaries: SelectPagesParams's. Select's counts are then all the candidates.
   float mass = 0.0f;
   int32_t stride = 0;
+  int32_t vertical_pages = 0;
+  int32_t slash_pages = 0;
 };
 
 // Host memory behind a KvSelection of a static pattern; one per pattern, reused from step to step

@@ -44,7 +44,7 @@ struct Request {
   ListHeads list_heads = ListHeads::kPerKvHead;
   int32_t sink_pages = 0, recent_pages = 1;
   float mass = 0.0f, scale = 0.0f;
-  int32_t stride = 0;
+  int32_t stride = 0, segment = 0, vertical_pages = 0, slash_pages = 0;
   std::vector<QueryTile> tiles;
   std::vector<int32_t> counts;
   std::vector<int64_t> list_begin;
@@ -220,9 +220,12 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
             .list_heads = r.list_heads,
             .sink_pages = r.sink_pages,
             .recent_pages = r.recent_pages,
+            .scale = r.scale,
             .mass = r.mass,
             .stride = r.stride,
-            .scale = r.scale,
+            .segment = r.segment,
+            .vertical_pages = r.vertical_pages,
+            .slash_pages = r.slash_pages,
             .num_tiles = static_cast<int32_t>(r.tiles.size()),
             .tiles = r.tiles.data(),
             .counts = r.counts.data(),
@@ -266,17 +269,22 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
   }
 
   // Lists whose length follows from shares of attention.
-  Request RandomShares(const SelectionCase& c) {
+  Request RandomShares(const SelectionCase& c, PageScore score) {
     Request r;
-    r.score = PageScore::kAntidiagonal;
+    r.score = score;
+    r.segment = 128 << RandomInt(0, 2);
+    r.vertical_pages = RandomInt(0, 3);
+    r.slash_pages = RandomInt(0, 3);
     r.list_heads = RandomInt(0, 1) == 0 ? ListHeads::kPerKvHead : ListHeads::kPerQHead;
     r.sink_pages = RandomInt(0, 2);
     r.recent_pages = RandomInt(0, 3);
     r.mass = 0.1f * static_cast<float>(RandomInt(2, 9));
+    if (score == PageScore::kVerticalSlash && RandomInt(0, 1) == 0) r.mass = 0.0f;
     r.stride = 1 << RandomInt(0, 6);
     r.scale = 2.0f / std::sqrt(static_cast<float>(c.dim));
     for (size_t s = 0; s < c.kv_lens.size(); ++s) {
-      for (int64_t at = RandomInt(0, 1) * 128; at < c.kv_lens[s]; at += 128) {
+      const int64_t unit = score == PageScore::kVerticalSlash ? r.segment : 128;
+      for (int64_t at = RandomInt(0, 1) * unit; at < c.kv_lens[s]; at += 128) {
         const auto rows = static_cast<int32_t>(std::min<int64_t>(128, c.kv_lens[s] - at));
         r.tiles.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r.rows), rows,
                            static_cast<int32_t>(at)});
@@ -320,6 +328,84 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     const double all = std::accumulate(shares.begin(), shares.end(), 0.0);
     for (double& share : shares) share /= all;
     return shares;
+  }
+
+  // In double: what the last rows of tile t's segment attend to, by columns and by diagonals.
+  struct Probe {
+    std::vector<double> columns, diagonals;
+  };
+  static Probe NaiveProbe(const SelectionCase& c, const Request& r, int32_t h, size_t t) {
+    const int64_t sequence = r.tiles[t].sequence;
+    int64_t first = INT64_MAX, end = 0, row_of_first = 0;
+    for (const QueryTile& tile : r.tiles) {
+      if (tile.sequence != sequence || tile.num_rows == 1 ||
+          tile.first_position / r.segment != r.tiles[t].first_position / r.segment) {
+        continue;
+      }
+      if (tile.first_position < first) {
+        first = tile.first_position;
+        row_of_first = tile.row_begin;
+      }
+      end = std::max<int64_t>(end, tile.first_position + tile.num_rows);
+    }
+    Probe probe{std::vector<double>(end, 0.0), std::vector<double>(end, 0.0)};
+    const int32_t group = c.q_heads / c.kv_heads;
+    const bool per_kv = r.list_heads == ListHeads::kPerKvHead;
+    for (int32_t q = per_kv ? h * group : h; q < (per_kv ? (h + 1) * group : h + 1); ++q) {
+      for (int64_t i = std::max(first, end - kProbeRows); i < end; ++i) {
+        std::vector<double> weights;
+        double total = 0;
+        for (int64_t j = 0; j <= i; ++j) {
+          double s = 0;
+          const float* x = &r.q[((row_of_first + i - first) * c.q_heads + q) * c.dim];
+          for (int32_t d = 0; d < c.dim; ++d) {
+            s += x[d] * c.Key(static_cast<size_t>(sequence), j, q / group)[d];
+          }
+          weights.push_back(std::exp(s * r.scale));
+          total += weights.back();
+        }
+        for (int64_t j = 0; j <= i; ++j) {
+          probe.columns[j] += weights[j] / total;
+          probe.diagonals[i - j] += weights[j] / total;
+        }
+      }
+    }
+    return probe;
+  }
+
+  // The runs of 64 that are taken, ascending; *close: two of them, or the count, were nearly a tie.
+  static std::vector<int64_t> NaiveRuns(const std::vector<double>& weights, int64_t least,
+                                        double mass, bool* close) {
+    std::vector<std::pair<double, int64_t>> runs;
+    double all = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (i % 64 == 0) runs.emplace_back(0.0, static_cast<int64_t>(i / 64));
+      runs.back().first = std::min(runs.back().first, -weights[i]);
+      all += weights[i];
+    }
+    std::sort(runs.begin(), runs.end());
+    int64_t count = least;
+    if (mass > 0) {
+      std::vector<double> sorted = weights;
+      std::sort(sorted.rbegin(), sorted.rend());
+      double sum = 0;
+      int64_t n = 0;
+      while (n < static_cast<int64_t>(sorted.size()) && sum < mass * all) sum += sorted[n++];
+      count = std::max(least, n / 64 + 1);
+      // Off by one weight it could be another number of runs.
+      const bool edge = n % 64 == 0 || n % 64 == 63;
+      if (edge && count > least) *close = true;
+    }
+    std::vector<int64_t> taken;
+    for (int64_t n = 0; n < std::min<int64_t>(count, static_cast<int64_t>(runs.size())); ++n) {
+      taken.push_back(runs[n].second);
+    }
+    if (count > 0 && count < static_cast<int64_t>(runs.size()) &&
+        runs[count].first - runs[count - 1].first < 1e-5) {
+      *close = true;
+    }
+    std::sort(taken.begin(), taken.end());
+    return taken;
   }
 
   std::unique_ptr<Backend> backend_;
@@ -408,7 +494,7 @@ TEST_P(SelectionTest, TakesTheShareOfAttentionThatIsAskedFor) {
   int64_t left_out = 0;
   for (int trial = 0; trial < 12; ++trial) {
     SelectionCase c = RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(2, 700)});
-    Request r = RandomShares(c);
+    Request r = RandomShares(c, PageScore::kAntidiagonal);
     SCOPED_TRACE(testing::Message()
                  << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
                  << c.dim << " dtype " << KvDTypeName(c.dtype) << " sinks " << r.sink_pages
@@ -466,6 +552,56 @@ TEST_P(SelectionTest, TakesTheShareOfAttentionThatIsAskedFor) {
     ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, one)));
     for (int32_t h = 0; h < r.num_lists(c); ++h) ASSERT_EQ(one.List(h, 0), r.List(h, t));
   }
+  EXPECT_GT(left_out, 0);
+}
+
+// Columns rounded up to pages, and diagonals to what a tile's rows reach along them.
+TEST_P(SelectionTest, TakesTheHeaviestColumnsAndDiagonals) {
+  if (!backend_->ranks(PageScore::kVerticalSlash)) GTEST_SKIP() << "not on this backend";
+  int64_t compared = 0, left_out = 0;
+  for (int trial = 0; trial < 12; ++trial) {
+    SelectionCase c = RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(2, 900)});
+    Request r = RandomShares(c, PageScore::kVerticalSlash);
+    SCOPED_TRACE(testing::Message()
+                 << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
+                 << c.dim << " dtype " << KvDTypeName(c.dtype) << " sinks " << r.sink_pages
+                 << " recent " << r.recent_pages << " mass " << r.mass << " segment " << r.segment
+                 << " pages " << r.vertical_pages << " " << r.slash_pages);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const QueryTile& tile = r.tiles[t];
+        const int64_t pages = CandidatePages(tile);
+        std::vector<int32_t> want;
+        bool close = false;
+        if (tile.num_rows == 1) {
+          for (int32_t page = 0; page < pages; ++page) want.push_back(page);
+        } else {
+          const Probe probe = NaiveProbe(c, r, h, t);
+          const auto columns = NaiveRuns(probe.columns, r.vertical_pages, r.mass, &close);
+          const auto runs = NaiveRuns(probe.diagonals, r.slash_pages, r.mass, &close);
+          const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
+          for (int32_t page = 0; page < pages; ++page) {
+            bool take = page < r.sink_pages || page >= tail ||
+                        std::binary_search(columns.begin(), columns.end(), page);
+            for (int64_t j = page * 64; j < page * 64 + 64; ++j) {
+              for (int64_t i = tile.first_position; i < tile.first_position + tile.num_rows; ++i) {
+                if (j > i) continue;
+                take = take || std::binary_search(runs.begin(), runs.end(), (i - j) / 64);
+              }
+            }
+            if (take) want.push_back(page);
+          }
+        }
+        if (close) continue;
+        ++compared;
+        left_out += pages - static_cast<int64_t>(want.size());
+        want.resize(pages, kNoEntry);
+        ASSERT_EQ(r.List(h, t), want) << "tile at " << tile.first_position;
+      }
+    }
+  }
+  EXPECT_GT(compared, 20);
   EXPECT_GT(left_out, 0);
 }
 

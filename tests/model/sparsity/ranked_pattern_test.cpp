@@ -134,6 +134,10 @@ TEST(RankedPattern, APlanDeclaresWhatItsPatternsNeed) {
   EXPECT_FALSE(xattention->one_numerics_class);
   EXPECT_FALSE(xattention->groups[0].summaries);
   EXPECT_TRUE(xattention->groups[0].retention.keeps_all());
+  const auto slashes = Resolve(R"("pattern": "vertical_slash", "gamma": 0.9)");
+  ASSERT_TRUE(slashes.ok()) << slashes.status();
+  EXPECT_EQ(slashes->chunk_alignment, 256);
+  EXPECT_FALSE(slashes->groups[0].summaries);
   const auto dense = Resolve(R"("pattern": "dense")");
   EXPECT_EQ(dense->chunk_alignment, 1);
   EXPECT_TRUE(dense->one_numerics_class);
@@ -159,6 +163,13 @@ TEST(RankedPattern, TheDigestCoversEveryParameter) {
       R"("pattern": "xattention", "threshold": 0.9, "sink_pages": 2)",
       R"("pattern": "xattention", "threshold": 0.9, "recent_pages": 2)",
       R"("pattern": "xattention", "threshold": 0.9, "per_query_head": false)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1088, "slash_tokens": 2048)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2112)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048,
+         "segment": 128)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048, "gamma": 0.9)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048, "gamma": 0.8)",
   };
   for (const std::string& rule : rules) {
     const auto plan = Resolve(rule);
@@ -194,6 +205,12 @@ TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
               HasSubstr("'stride' is 12; allowed are 4, 8, 16, 32 and 64."));
   EXPECT_THAT(Refusal(R"("pattern": "xattention", "threshold": 0.9, "budget_tokens": 64)"),
               HasSubstr("unknown parameter"));
+  EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "slash_tokens": 64)"),
+              HasSubstr("pattern 'vertical_slash' needs 'vertical_tokens'"));
+  EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "vertical_tokens": 0, "slash_tokens": 0)"),
+              HasSubstr("are both 0"));
+  EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "gamma": 0.9, "segment": 384)"),
+              HasSubstr("'segment' is 384; allowed are powers of two from 128 to 65536."));
   EXPECT_THAT(Refusal(R"("layers": "3-4", "pattern": "quest", "budget_tokens": 128)"),
               HasSubstr("layers[0]: names layer 4; the model has layers 0 to 3"));
 }
