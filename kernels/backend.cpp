@@ -274,7 +274,10 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
               p.counts[t])
         .That(p.score != PageScore::kAntidiagonal || tile.num_rows == 1 ||
                   tile.first_position % p.stride == 0,
-              "tiles that begin at a multiple of the stride", tile.first_position);
+              "tiles that begin at a multiple of the stride", tile.first_position)
+        .That(p.score != PageScore::kVerticalSlash || tile.num_rows == 1 ||
+                  tile.row_begin >= tile.first_position % p.segment,
+              "the rows of a tile's whole segment", tile.row_begin);
     for (int64_t h = 0; h < list_heads; ++h) {
       const int64_t begin = p.list_begin[h * p.num_tiles + t];
       check.That(begin >= 0 && begin <= p.num_entries - p.counts[t], "a list inside the entries",

@@ -137,13 +137,13 @@ constexpr bool UsesSummaries(PageScore score) {
 // pages while the shares of all that it took sum to less than `mass`, and ends in kNoEntry from there
 // on. Tiles of one row take all their candidates.
 //
-// kVerticalSlash is of the rows too, and its counts are P + 1. The tiles of one sequence in [k *
-// segment, (k + 1) * segment) are one segment, whose last rows probe for them all; those of one row
-// are in none and take all their candidates. Beside what is taken anyway a list takes the
-// `vertical_pages` pages that weigh most and what the tile's rows reach along the `slash_pages` runs
-// of diagonals that weigh most, of equals the lower, and ends in kNoEntry. With a `mass`, both are as
-// many, or more: floor(n / 64) + 1, n the fewest columns (diagonals) that have that share of their
-// weights. Source of that: FlexPrefill (arXiv 2502.20766).
+// kVerticalSlash is of the rows too, and its counts are P + 1. A sequence's tiles in [k * segment,
+// (k + 1) * segment) are a segment; the last rows up to the last tile's end probe for all, and q has
+// the rows from the segment's start on, named by tiles or not. Tiles of one row are in none and take
+// all. Beside what is taken anyway a list takes the `vertical_pages` pages and what the tile's rows
+// reach along the `slash_pages` runs of diagonals that weigh most, of equals the lower, and ends in
+// kNoEntry. With a `mass`, both are as many, or more: floor(n / 64) + 1, n the fewest columns
+// (diagonals) that have that share of their weights. Source: FlexPrefill (arXiv 2502.20766).
 struct SelectPagesParams {
   TensorView q = {};     // [rows, query heads, head_dim]
   // With summaries if UsesSummaries(score), which are read unless a tile takes all its candidates.

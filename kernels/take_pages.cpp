@@ -77,11 +77,13 @@ std::vector<ProbedTiles> FindProbedTiles(const SelectPagesParams& p) {
     }
     const QueryTile& last = p.tiles[end - 1];
     const int32_t end_row = last.row_begin + last.num_rows;
-    found.push_back({.begin = t,
-                     .end = end,
-                     .first_row = std::max(first.row_begin, end_row - kProbeRows),
-                     .end_row = end_row,
-                     .last_position = int64_t{last.first_position} + last.num_rows - 1});
+    const int32_t last_position = last.first_position + last.num_rows - 1;
+    found.push_back(
+        {.begin = t,
+         .end = end,
+         .first_row = end_row - std::min(kProbeRows, last_position % p.segment + 1),
+         .end_row = end_row,
+         .last_position = last_position});
     t = end;
   }
   return found;

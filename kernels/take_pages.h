@@ -15,8 +15,8 @@ namespace longstride::kernels {
 void TakeByShares(const SelectPagesParams& p, const QueryTile& tile,
                   std::span<const double> shares, int32_t* list);
 
-// kVerticalSlash: tiles [begin, end), whose last rows [first_row, end_row) of q probe for them, at
-// positions up to that of the last tile's last row. A tile of one row stands alone and is not probed for.
+// kVerticalSlash: tiles [begin, end) of one segment, for which rows [first_row, end_row) of q probe, the
+// last of them at last_position. A tile of one row stands alone and is not probed for.
 struct ProbedTiles {
   int32_t begin, end;
   int32_t first_row, end_row;

@@ -600,6 +600,16 @@ TEST_P(SelectionTest, TakesTheHeaviestColumnsAndDiagonals) {
         ASSERT_EQ(r.List(h, t), want) << "tile at " << tile.first_position;
       }
     }
+    // The last tile of a prompt alone: its segment's rows are there and probe as before.
+    Request one = r;
+    one.tiles = {r.tiles.back()};
+    one.counts = {r.counts.back()};
+    one.list_begin.clear();
+    Layout(c, one);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, one)));
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      ASSERT_EQ(one.List(h, 0), r.List(h, r.tiles.size() - 1));
+    }
   }
   EXPECT_GT(compared, 20);
   EXPECT_GT(left_out, 0);
