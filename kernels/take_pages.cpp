@@ -36,8 +36,8 @@ std::vector<int32_t> HeaviestRuns(std::span<const double> weights, int64_t least
 
 }  // namespace
 
-void TakeByShares(const SelectPagesParams& p, const QueryTile& tile,
-                  std::span<const double> shares, int32_t* list) {
+void TakeByShares(const SelectPagesParams& p, const QueryTile& tile, std::span<const double> shares,
+                  int32_t* list) {
   const auto share = [&](int64_t page) {
     const double x = shares[static_cast<size_t>(page)];
     return x > 0 ? x : 0.0;
@@ -78,12 +78,11 @@ std::vector<ProbedTiles> FindProbedTiles(const SelectPagesParams& p) {
     const QueryTile& last = p.tiles[end - 1];
     const int32_t end_row = last.row_begin + last.num_rows;
     const int32_t last_position = last.first_position + last.num_rows - 1;
-    found.push_back(
-        {.begin = t,
-         .end = end,
-         .first_row = end_row - std::min(kProbeRows, last_position % p.segment + 1),
-         .end_row = end_row,
-         .last_position = last_position});
+    found.push_back({.begin = t,
+                     .end = end,
+                     .first_row = end_row - std::min(kProbeRows, last_position % p.segment + 1),
+                     .end_row = end_row,
+                     .last_position = last_position});
     t = end;
   }
   return found;

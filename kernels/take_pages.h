@@ -10,13 +10,13 @@
 
 namespace longstride::kernels {
 
-// kAntidiagonal: writes the list of `tile` by its candidates' `shares`. A share that is not a number
-// counts as none; a mass of 1 takes all.
-void TakeByShares(const SelectPagesParams& p, const QueryTile& tile,
-                  std::span<const double> shares, int32_t* list);
+// kAntidiagonal: writes the list of `tile` by its candidates' `shares`. A share that is not a
+// number counts as none; a mass of 1 takes all.
+void TakeByShares(const SelectPagesParams& p, const QueryTile& tile, std::span<const double> shares,
+                  int32_t* list);
 
-// kVerticalSlash: tiles [begin, end) of one segment, for which rows [first_row, end_row) of q probe, the
-// last of them at last_position. A tile of one row stands alone and is not probed for.
+// kVerticalSlash: tiles [begin, end) of one segment, for which rows [first_row, end_row) of q
+// probe, the last of them at last_position. A tile of one row stands alone and is not probed for.
 struct ProbedTiles {
   int32_t begin, end;
   int32_t first_row, end_row;

@@ -1,5 +1,5 @@
-// Lists that follow from shares of attention (PageScore::kAntidiagonal and kVerticalSlash). A task is
-// one tile or one probed segment of one list head: much work, whose reductions have one order.
+// Lists that follow from shares of attention (PageScore::kAntidiagonal and kVerticalSlash). A task
+// is one tile or one probed segment of one list head: much work, whose reductions have one order.
 #include <algorithm>
 #include <atomic>
 #include <numeric>
@@ -10,8 +10,8 @@
 namespace longstride::kernels::cpu {
 namespace {
 
-// A tile's queries of one head in groups of p.stride, each group's in descending order of position: the
-// product with a group of keys as they lie in the cache is the sum along the antidiagonal.
+// A tile's queries of one head in groups of p.stride, each group's in descending order of position:
+// the product with a group of keys as they lie in the cache is the sum along the antidiagonal.
 void FoldQueries(const SelectPagesParams& p, const QueryTile& tile, int64_t head, float* out) {
   const int64_t dim = p.cache.head_dim;
   const int64_t groups = (tile.num_rows + p.stride - 1) / p.stride;
@@ -21,9 +21,9 @@ void FoldQueries(const SelectPagesParams& p, const QueryTile& tile, int64_t head
       if (row >= tile.num_rows) {
         std::fill_n(out, dim, 0.0f);
       } else {
-        std::copy_n(p.q.ptr<float>() + (tile.row_begin + row) * p.q.strides[0] +
-                        head * p.q.strides[1],
-                    dim, out);
+        std::copy_n(
+            p.q.ptr<float>() + (tile.row_begin + row) * p.q.strides[0] + head * p.q.strides[1], dim,
+            out);
       }
     }
   }
@@ -80,9 +80,9 @@ class SharesOfHead {
     for (int64_t h = first_head_; h < first_head_ + num_heads_; ++h) {
       Reserve(rows, dim, (count + kPageTokens - 1) / kPageTokens * kPageTokens);
       for (int64_t r = 0; r < rows; ++r) {
-        std::copy_n(p_.q.ptr<float>() + (probed.first_row + r) * p_.q.strides[0] +
-                        h * p_.q.strides[1],
-                    dim, q_ + r * dim);
+        std::copy_n(
+            p_.q.ptr<float>() + (probed.first_row + r) * p_.q.strides[0] + h * p_.q.strides[1], dim,
+            q_ + r * dim);
       }
       if (!Score(first.sequence, count, 1)) return;
       for (int64_t r = 0; r < rows; ++r) {
@@ -177,7 +177,8 @@ absl::Status CpuBackend::SelectByShares(const SelectPagesParams& p) {
   std::atomic<int64_t> missing{-1};
   // The longest first.
   pool_.ParallelFor(list_heads * pieces, [&](int64_t task, int thread) {
-    SharesOfHead head(kernels_, p, task % list_heads, &thread_scratch_[static_cast<size_t>(thread)]);
+    SharesOfHead head(kernels_, p, task % list_heads,
+                      &thread_scratch_[static_cast<size_t>(thread)]);
     const int64_t piece = pieces - 1 - task / list_heads;
     if (p.score == PageScore::kVerticalSlash) {
       head.VerticalSlashes(probed[static_cast<size_t>(piece)]);

@@ -1,15 +1,16 @@
-// vertical_slash: prompts are estimated in segments of `segment` positions. The last 64 queries of a
-// segment attend to all keys before them; its queries read the pages of the columns to which those pay
-// most attention (as many pages as `vertical_tokens` fill) and what lies along the diagonals to which
-// they do (`slash_tokens`, in runs of 64 diagonals); see kernels::PageScore::kVerticalSlash. A generated
-// token reads all keys up to its own. Source: the vertical-slash heads of MInference (arXiv 2407.02490).
-// With `gamma` instead, as many of both as hold that share of the attention (`vertical_tokens` and
-// `slash_tokens` are then the least), as FlexPrefill's vertical-slash heads do (arXiv 2502.20766).
+// vertical_slash: prompts are estimated in segments of `segment` positions. The last 64 queries of
+// a segment attend to all keys before them; its queries read the pages of the columns to which
+// those pay most attention (as many pages as `vertical_tokens` fill) and what lies along the
+// diagonals to which they do (`slash_tokens`, in runs of 64 diagonals); see
+// kernels::PageScore::kVerticalSlash. A generated token reads all keys up to its own. Source: the
+// vertical-slash heads of MInference (arXiv 2407.02490). With `gamma` instead, as many of both as
+// hold that share of the attention (`vertical_tokens` and `slash_tokens` are then the least), as
+// FlexPrefill's vertical-slash heads do (arXiv 2502.20766).
 //
-// Where this is another function than theirs: the paper estimates a whole prompt from its last queries,
-// which is not known while its first chunk is computed; here each segment is estimated from its own
-// (docs/decisions/0007). Columns are rounded up to pages of 64, diagonals to diagonals of pages; and one
-// budget holds for all heads of a rule (write rules per head for a head table).
+// Where this is another function than theirs: the paper estimates a whole prompt from its last
+// queries, which is not known while its first chunk is computed; here each segment is estimated
+// from its own (docs/decisions/0007). Columns are rounded up to pages of 64, diagonals to diagonals
+// of pages; and one budget holds for all heads of a rule (write rules per head for a head table).
 #include <bit>
 #include <cmath>
 
@@ -22,9 +23,7 @@ constexpr int32_t kTileRows = 128;
 constexpr int64_t kMaxForcedPages = 1 << 16;
 constexpr int64_t kMaxSegment = 1 << 16;
 
-int64_t Pages(int64_t tokens) {
-  return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens;
-}
+int64_t Pages(int64_t tokens) { return (tokens + kernels::kPageTokens - 1) / kernels::kPageTokens; }
 
 class VerticalSlash : public SparsePattern {
  public:
@@ -34,9 +33,9 @@ class VerticalSlash : public SparsePattern {
     const bool per_query_head = ranking_.list_heads == kernels::ListHeads::kPerQHead;
     return StrCat("vertical_slash(",
                   ranking_.mass > 0 ? StrCat("gamma=", ranking_.mass, ",") : std::string(),
-                  ranking_.vertical_pages, "+", ranking_.slash_pages, " pages,segment=",
-                  ranking_.pooled_rows, ",sinks=", ranking_.sink_pages, ",recent=",
-                  ranking_.recent_pages, per_query_head ? ",per_query_head)" : ")");
+                  ranking_.vertical_pages, "+", ranking_.slash_pages,
+                  " pages,segment=", ranking_.pooled_rows, ",sinks=", ranking_.sink_pages,
+                  ",recent=", ranking_.recent_pages, per_query_head ? ",per_query_head)" : ")");
   }
   Retention retention() const override { return {}; }
   const PageRanking* ranking() const override { return &ranking_; }
@@ -86,16 +85,15 @@ PatternOr MakeVerticalSlash(const PatternPolicy& policy, const PatternContext&) 
   ASSIGN_OR_RETURN(const int64_t sinks, policy.Int("sink_pages", 1, 0, kMaxForcedPages));
   ASSIGN_OR_RETURN(const int64_t recent, policy.Int("recent_pages", 1, 1, kMaxForcedPages));
   ASSIGN_OR_RETURN(const bool per_query_head, policy.Bool("per_query_head", true));
-  return std::make_unique<VerticalSlash>(
-      PageRanking{.score = kernels::PageScore::kVerticalSlash,
-                  .list_heads = per_query_head ? kernels::ListHeads::kPerQHead
-                                               : kernels::ListHeads::kPerKvHead,
-                  .sink_pages = static_cast<int32_t>(sinks),
-                  .recent_pages = static_cast<int32_t>(recent),
-                  .pooled_rows = static_cast<int32_t>(segment),
-                  .mass = static_cast<float>(std::round(gamma * 1e6) / 1e6),
-                  .vertical_pages = static_cast<int32_t>(Pages(vertical)),
-                  .slash_pages = static_cast<int32_t>(Pages(slash))});
+  return std::make_unique<VerticalSlash>(PageRanking{
+      .score = kernels::PageScore::kVerticalSlash,
+      .list_heads = per_query_head ? kernels::ListHeads::kPerQHead : kernels::ListHeads::kPerKvHead,
+      .sink_pages = static_cast<int32_t>(sinks),
+      .recent_pages = static_cast<int32_t>(recent),
+      .pooled_rows = static_cast<int32_t>(segment),
+      .mass = static_cast<float>(std::round(gamma * 1e6) / 1e6),
+      .vertical_pages = static_cast<int32_t>(Pages(vertical)),
+      .slash_pages = static_cast<int32_t>(Pages(slash))});
 }
 
 }  // namespace longstride::model

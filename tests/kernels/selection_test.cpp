@@ -284,7 +284,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     r.scale = 2.0f / std::sqrt(static_cast<float>(c.dim));
     for (size_t s = 0; s < c.kv_lens.size(); ++s) {
       const int64_t unit = score == PageScore::kVerticalSlash ? r.segment : 128;
-      for (int64_t at = RandomInt(0, 1) * unit; at < c.kv_lens[s]; at += 128) {
+      const bool must = r.tiles.empty() && s + 1 == c.kv_lens.size();
+      for (int64_t at = must ? 0 : RandomInt(0, 1) * unit; at < c.kv_lens[s]; at += 128) {
         const auto rows = static_cast<int32_t>(std::min<int64_t>(128, c.kv_lens[s] - at));
         r.tiles.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r.rows), rows,
                            static_cast<int32_t>(at)});
