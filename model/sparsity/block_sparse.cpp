@@ -2,8 +2,8 @@
 // and names the blocks of keys that these queries read; inside its own block a query reads up to
 // itself. `rows` is one mask for all heads, `head_rows` one per query head of the layer.
 #include <algorithm>
-#include <bit>
 
+#include "model/sparsity/block_rows.h"
 #include "model/sparsity/hash.h"
 #include "model/sparsity/patterns.h"
 
@@ -21,10 +21,10 @@ struct BlockMask {
   }
 };
 
-class BlockSparse : public SparsePattern {
+class BlockSparse : public BlockRows {
  public:
   BlockSparse(int32_t block, HeadRange heads, std::vector<BlockMask> masks)
-      : block_(block), heads_(heads), masks_(std::move(masks)) {
+      : BlockRows(block, heads, masks.size() > 1), heads_(heads), masks_(std::move(masks)) {
     std::string bytes;
     for (const BlockMask& mask : masks_) {
       bytes.append(reinterpret_cast<const char*>(mask.begin.data()),
@@ -36,50 +36,31 @@ class BlockSparse : public SparsePattern {
   }
 
   std::string Describe() const override {
-    std::string text = StrCat("block_sparse(block=", block_, ",mask=", mask_digest_, ")");
+    std::string text = StrCat("block_sparse(block=", block(), ",mask=", mask_digest_, ")");
     if (masks_.size() > 1) {
       StrAppend(&text, " heads ", heads_.first, "-", heads_.first + heads_.count - 1);
     }
     return text;
   }
-  // Keeps all pages: a mask may come back to any block.
-  Retention retention() const override { return {}; }
 
-  void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const override {
-    const auto num_lists = static_cast<int32_t>(masks_.size());
-    out->list_heads = num_lists > 1 ? kernels::ListHeads::kPerQHead : kernels::ListHeads::kShared;
-    out->num_list_heads = num_lists;
-    out->entry_tokens = block_;
-    out->query_tile = block_;
-    out->MakeTiles(runs);
-    out->MakeLists();
-    out->edges.assign(static_cast<size_t>(num_lists), {});
-    for (int32_t h = 0; h < num_lists; ++h) {
-      for (size_t t = 0; t < out->tiles.size(); ++t) {
-        const auto row = masks_[static_cast<size_t>(h)].Row(out->tiles[t].first_position / block_);
-        out->SetList(h, static_cast<int32_t>(t), static_cast<int64_t>(out->entries.size()),
-                     static_cast<int64_t>(row.size()));
-        out->entries.insert(out->entries.end(), row.begin(), row.end());
-      }
-    }
+ protected:
+  bool Reads(int32_t head, int64_t row, int64_t column) const override {
+    const auto columns = Row(head, row);
+    return std::binary_search(columns.begin(), columns.end(), static_cast<int32_t>(column));
   }
-  double VisibleKeys(int64_t position) const override {
-    int64_t blocks = 0;
-    for (const BlockMask& mask : masks_) {
-      blocks += static_cast<int64_t>(mask.Row(position / block_).size());
-    }
-    const double earlier = static_cast<double>(blocks) / static_cast<double>(masks_.size()) - 1;
-    return earlier * block_ + static_cast<double>(position % block_ + 1);
+  void AppendRow(int32_t head, int64_t row, std::vector<int32_t>* columns) const override {
+    const auto own = Row(head, row);
+    columns->insert(columns->end(), own.begin(), own.end());
   }
-  bool Visible(int32_t head, int64_t i, int64_t j) const override {
-    if (j < 0 || j > i) return false;
-    const auto mask = masks_.size() > 1 ? static_cast<size_t>(head - heads_.first) : 0;
-    const auto row = masks_[mask].Row(i / block_);
-    return std::binary_search(row.begin(), row.end(), static_cast<int32_t>(j / block_));
+  int64_t RowSize(int32_t head, int64_t row) const override {
+    return static_cast<int64_t>(Row(head, row).size());
   }
 
  private:
-  int32_t block_;
+  std::span<const int32_t> Row(int32_t head, int64_t row) const {
+    return masks_[static_cast<size_t>(masks_.size() > 1 ? head - heads_.first : 0)].Row(row);
+  }
+
   HeadRange heads_;
   std::vector<BlockMask> masks_;  // one, or one per head of heads_
   std::string mask_digest_;
@@ -119,10 +100,7 @@ absl::StatusOr<BlockMask> ToMask(const PatternPolicy& policy, const std::string&
 
 PatternOr MakeBlockSparse(const PatternPolicy& policy, const PatternContext& context) {
   RETURN_IF_ERROR(policy.CheckKnown({"block", "rows", "head_rows"}));
-  ASSIGN_OR_RETURN(const int64_t block, policy.RequiredInt("block", 16, 128));
-  if (!std::has_single_bit(static_cast<uint64_t>(block))) {
-    return policy.Error(StrCat("'block' is ", block, "; allowed are 16, 32, 64 and 128."));
-  }
+  ASSIGN_OR_RETURN(const int32_t block, RequiredBlockSize(policy));
   if (policy.Has("rows") == policy.Has("head_rows")) {
     return policy.Error("pattern 'block_sparse' needs one of 'rows' (all heads) and 'head_rows'.");
   }
@@ -144,8 +122,7 @@ PatternOr MakeBlockSparse(const PatternPolicy& policy, const PatternContext& con
       masks.push_back(std::move(mask));
     }
   }
-  return std::make_unique<BlockSparse>(static_cast<int32_t>(block), context.heads,
-                                       std::move(masks));
+  return std::make_unique<BlockSparse>(block, context.heads, std::move(masks));
 }
 
 }  // namespace longstride::model

@@ -15,8 +15,11 @@ PatternOr MakeNative(const PatternPolicy& policy, const PatternContext& context)
 PatternOr MakeWindow(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeChunked(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeStrided(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeDilated(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeFixed(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockSparse(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeBigBird(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeLocalStride(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeQuest(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockTopK(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeXAttention(const PatternPolicy& policy, const PatternContext& context);

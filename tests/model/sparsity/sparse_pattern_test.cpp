@@ -73,6 +73,28 @@ std::vector<Case> AllCases() {
       {"strided128_local128", Policy("strided", {{"stride", 128}, {"local", 128}})},
       {"strided9_local20", Policy("strided", {{"stride", 9}, {"local", 20}})},
       {"strided50_local10", Policy("strided", {{"stride", 50}, {"local", 10}})},
+      {"dilated2", Policy("dilated", {{"window", 30}})},
+      {"dilated7_globals70",
+       Policy("dilated", {{"window", 20}, {"dilation", 7}, {"global_tokens", 70}})},
+      {"dilated1_globals4",
+       Policy("dilated", {{"window", 90}, {"dilation", 1}, {"global_tokens", 4}})},
+      {"bigbird", Policy("bigbird", {})},
+      {"bigbird_wide", Policy("bigbird", {{"block", 16},
+                                          {"window_blocks", 2},
+                                          {"global_blocks", 5},
+                                          {"random_blocks", 7},
+                                          {"seed", 9}})},
+      {"bigbird_not_random", Policy("bigbird", {{"block", 32}, {"random_blocks", 0}})},
+      {"bigbird_some_heads", Policy("bigbird", {{"block", 32}}), {5, 3}},
+      {"local_stride", Policy("local_stride", {{"block", 16}, {"local_blocks", 3}})},
+      {"local_stride_wide",
+       Policy("local_stride", {{"local_blocks", 1}, {"vert_stride", 16}, {"block", 32}})},
+      {"local_stride_same",
+       Policy("local_stride",
+              {{"block", 16}, {"local_blocks", 2}, {"vert_stride", 5}, {"same_for_heads", true}})},
+      {"local_stride_some_heads",
+       Policy("local_stride", {{"block", 16}, {"local_blocks", 2}}),
+       {3, 2}},
       {"fixed_paper", Policy("fixed", {})},
       {"fixed_one", Policy("fixed", {{"block", 16}, {"local_ctx", 96}, {"num_verts", 1}})},
       {"fixed_wide",
@@ -132,8 +154,8 @@ TEST_P(SelectionTest, ARowAloneListsOnlyEntriesThatItSees) {
   for (int round = 0; round < 60; ++round) {
     const auto i = static_cast<int64_t>(random() % kMaxPositions);
     builder.Clear();
-    const std::vector<QueryRun> runs = {{.sequence = 0, .row_begin = 0, .num_rows = 1,
-                                         .first_position = i}};
+    const std::vector<QueryRun> runs = {
+        {.sequence = 0, .row_begin = 0, .num_rows = 1, .first_position = i}};
     pattern->Select(runs, &builder);
     ASSERT_EQ(builder.tiles.size(), 1u);
     builder.Pad(4);
@@ -305,6 +327,68 @@ TEST(Fixed, IsTheBlockLayoutOfTheReleasedCode) {
   }
 }
 
+// The condition of Phi-3-small's released code, written out.
+TEST(LocalStride, IsPhi3SmallsMask) {
+  const int64_t block = 16, local = 3, stride = 20;
+  const auto pattern =
+      Make({"l", Policy("local_stride",
+                        {{"block", block}, {"local_blocks", local}, {"vert_stride", stride}})});
+  const int64_t step = stride / kHeads;
+  ASSERT_GT(step, 1);
+  for (int32_t head = 0; head < kHeads; ++head) {
+    for (int64_t row = 0; row < 60; ++row) {
+      for (int64_t column = 0; column <= row; ++column) {
+        const bool want = row - column < local || (column + head * step + 1) % stride == 0;
+        ASSERT_EQ(pattern->Visible(head, row * block + block - 1, column * block), want)
+            << head << " " << row << " " << column;
+      }
+    }
+  }
+}
+
+TEST(BigBird, DrawsByHeadRowAndSeedAndCoversWhatLiesBetween) {
+  const auto blocks = [](const SparsePattern& pattern, int32_t head, int64_t row) {
+    std::vector<int64_t> read;
+    for (int64_t c = 1; c <= row - 3; ++c) {
+      if (pattern.Visible(head, row * 16, c * 16)) read.push_back(c);
+    }
+    return read;
+  };
+  const auto seeded = [](int64_t seed) {
+    return Make({"b", Policy("bigbird", {{"block", int64_t{16}}, {"seed", seed}})});
+  };
+  const auto one = seeded(1), again = seeded(1), other = seeded(2);
+  int same_heads = 0, same_rows = 0, same_seeds = 0, rows = 0;
+  std::vector<int> hits(100, 0);
+  for (int64_t row = 40; row < 100; ++row, ++rows) {
+    const auto read = blocks(*one, 0, row);
+    ASSERT_EQ(read.size(), 3u);
+    EXPECT_EQ(blocks(*again, 0, row), read);
+    same_heads += blocks(*one, 1, row) == read;
+    same_rows += blocks(*one, 0, row + 1) == read;
+    same_seeds += blocks(*other, 0, row) == read;
+  }
+  EXPECT_LT(same_heads + same_rows + same_seeds, 6);
+  for (int32_t head = 0; head < kHeads; ++head) {
+    for (int64_t row = 50; row < 100; ++row) {
+      for (const int64_t c : blocks(*one, head, row)) ++hits[static_cast<size_t>(c)];
+    }
+  }
+  // 1,200 draws over 47 to 96 columns: every one of the first 40 is expected some 17 times.
+  for (size_t c = 1; c < 40; ++c) EXPECT_GT(hits[c], 2) << c;
+}
+
+TEST(Dilated, FreesWhatNoLaterQueryReads) {
+  const auto pattern =
+      Make({"d", Policy("dilated", {{"window", 20}, {"dilation", 7}, {"global_tokens", 3}})});
+  EXPECT_EQ(pattern->retention().window, 19 * 7 + 1);
+  EXPECT_EQ(pattern->retention().sink_tokens, 3);
+  EXPECT_TRUE(pattern->Visible(0, 1000, 1000 - 19 * 7));
+  EXPECT_FALSE(pattern->Visible(0, 1000, 1000 - 20 * 7));
+  EXPECT_FALSE(pattern->Visible(0, 1000, 999));
+  EXPECT_TRUE(pattern->Visible(0, 1000, 2));
+}
+
 std::string ErrorOf(const PatternPolicy& policy) {
   const auto pattern = MakePattern(policy, Context());
   EXPECT_FALSE(pattern.ok());
@@ -320,6 +404,13 @@ TEST(Registry, RefusesUnknownPatternsAndParameters) {
   EXPECT_THAT(ErrorOf(Policy("dense", {{"window", 4}})), HasSubstr("takes no parameters"));
   EXPECT_THAT(ErrorOf(Policy("strided", {{"stride", 1}})), HasSubstr("allowed are 2 to"));
   EXPECT_THAT(ErrorOf(Policy("chunked", {})), HasSubstr("needs 'chunk'"));
+  EXPECT_THAT(ErrorOf(Policy("dilated", {})), HasSubstr("needs 'window'"));
+  EXPECT_THAT(ErrorOf(Policy("dilated", {{"window", 1 << 20}, {"dilation", 1 << 20}})),
+              HasSubstr("lower one of them"));
+  EXPECT_THAT(ErrorOf(Policy("bigbird", {{"block", 48}})), HasSubstr("16, 32, 64 and 128"));
+  EXPECT_THAT(ErrorOf(Policy("bigbird", {{"window_blocks", 0}})), HasSubstr("allowed are 1 to"));
+  EXPECT_THAT(ErrorOf(Policy("bigbird", {{"random", 4}})), HasSubstr("'random'"));
+  EXPECT_THAT(ErrorOf(Policy("local_stride", {{"vert_stride", 0}})), HasSubstr("allowed are 1 to"));
 }
 
 TEST(Registry, RefusesFixedLayoutsThatDoNotAddUp) {

@@ -198,7 +198,7 @@ TEST(SparsityPlan, ShippedProfilesResolve) {
     }
     ++profiles;
   }
-  EXPECT_EQ(profiles, 10);
+  EXPECT_GE(profiles, 12);
 }
 
 }  // namespace
