@@ -95,7 +95,7 @@ declare -A sanitized=(
   [products]='cuda_product_tests|--gtest_filter=*BiasAccumulation*:*PartsOfSeveralTypes*:*WideTiles*'
   [experts]='cuda_product_tests|--gtest_filter=*MoeGpuTest*:-*MatchesTheReference*'
   [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda'
-  [sampling]='sampling_test|--gtest_filter=*DeviceSampling*'
+  [sampling]='sampling_test|--gtest_filter=*DeviceSampling*OfFew:*DeviceSampling*Refuses*'
   [portable]='env|LONGSTRIDE_TEST_KERNELS=portable|kernels_tests|--gtest_filter=*AttentionTest*cuda')
 
 part_sanitize() {

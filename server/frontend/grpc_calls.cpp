@@ -75,6 +75,9 @@ absl::StatusOr<CallContext> AdmitCall(grpc::CallbackServerContext* context, Grpc
   const std::string_view id = Find(*context, "x-request-id");
   out.request_id = IsIdentifier(id) ? std::string(id) : shared->service->NewId("req-");
   context->AddInitialMetadata("x-request-id", out.request_id);
+  if (const auto model = shared->service->model(); model != nullptr) {
+    context->AddInitialMetadata("x-longstride-plan", model->plan_digest);
+  }
   if (shared->keys.required()) {
     const auto name = shared->keys.CheckAuthorization(Find(*context, "authorization"));
     if (!name.has_value()) {

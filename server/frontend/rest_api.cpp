@@ -151,6 +151,10 @@ HttpHeaders RestApi::AnswerHeaders(const HttpRequest& request,
                                    const std::vector<std::string>& ignored) const {
   HttpHeaders headers;
   headers.emplace_back("X-Request-Id", request.request_id);
+  // Which sparsity plan the answer was computed with.
+  if (const auto model = service_->model(); model != nullptr) {
+    headers.emplace_back("x-longstride-plan", model->plan_digest);
+  }
   std::string names;
   for (const std::string& field : ignored) {
     // A name that is no plain identifier is not repeated in a header.

@@ -14,6 +14,7 @@ TEST_F(Completions, AnswersWithOpenAiShape) {
            "X-Request-Id: req-42\r\n");
   ASSERT_EQ(response.status, 200) << response.body;
   EXPECT_EQ(response.headers.at("x-request-id"), "req-42");
+  EXPECT_EQ(response.headers.at("x-longstride-plan"), "fedcba9876543210");
   const json body = Json(response);
   EXPECT_EQ(body["object"], "text_completion");
   EXPECT_EQ(body["model"], "bytes");

@@ -283,6 +283,10 @@ TEST_F(GrpcServer, EmbedTokenizeDetokenizeAndModels) {
     ASSERT_TRUE(stub_->ListModels(&context, pb::ListModelsRequest(), &response).ok());
     ASSERT_EQ(response.models_size(), 1);
     EXPECT_EQ(response.models(0).plan_digest(), "fedcba9876543210");
+    const auto& metadata = context.GetServerInitialMetadata();
+    const auto plan = metadata.find("x-longstride-plan");
+    ASSERT_NE(plan, metadata.end());
+    EXPECT_EQ(std::string(plan->second.data(), plan->second.size()), "fedcba9876543210");
     grpc::ClientContext second;
     pb::GetModelRequest request;
     request.set_name("nope");

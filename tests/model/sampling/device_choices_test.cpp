@@ -46,14 +46,14 @@ TEST(DeviceChoices, EditsEachTokenOnce) {
   const std::vector<int32_t> prompt = {5, 7, 5}, generated = {7, 7, 8}, banned = {5};
   DeviceChoices choices;
   for (int row = 0; row < 2; ++row) {
-    ASSERT_TRUE(choices.Add(row, 100, {.params = &p, .prompt = prompt, .generated = generated,
-                                       .banned = banned}));
+    ASSERT_TRUE(choices.Add(
+        row, 100, {.params = &p, .prompt = prompt, .generated = generated, .banned = banned}));
   }
   for (const kernels::SampleRow& row : choices.rows()) {
     ASSERT_EQ(row.num_edits, 4);
     const auto edits = choices.edits().subspan(static_cast<size_t>(row.edits_begin), 4);
-    const auto is = [](const kernels::LogitEdit& e, int32_t token, int32_t penalised,
-                       int32_t count, float bias, int32_t out) {
+    const auto is = [](const kernels::LogitEdit& e, int32_t token, int32_t penalised, int32_t count,
+                       float bias, int32_t out) {
       EXPECT_EQ(e.token, token);
       EXPECT_EQ(e.penalised, penalised);
       EXPECT_EQ(e.generated, count);
@@ -144,7 +144,9 @@ class DeviceSamplingTest : public ::testing::Test {
       const std::vector<float> logits = Logits(vocab);
       all.insert(all.end(), logits.begin(), logits.end());
       Choice& c = choices[static_cast<size_t>(r)];
-      c = {.params = Params(vocab), .prompt = Tokens(vocab, 300), .generated = Tokens(vocab, 300),
+      c = {.params = Params(vocab),
+           .prompt = Tokens(vocab, 300),
+           .generated = Tokens(vocab, 300),
            .context = {}};
       c.context = {.params = &c.params,
                    .prompt = c.prompt,
@@ -153,8 +155,8 @@ class DeviceSamplingTest : public ::testing::Test {
                    .num_logprobs = Below(2) == 0 ? -1 : Below(kernels::kMaxSampleTop + 1)};
       ASSERT_TRUE(device.Add(r, vocab, c.context));
     }
-    const auto resident =
-        backend_->Resident(kernels::TensorView::Matrix(all.data(), kernels::DType::kF32, rows, vocab));
+    const auto resident = backend_->Resident(
+        kernels::TensorView::Matrix(all.data(), kernels::DType::kF32, rows, vocab));
     ASSERT_TRUE(resident.ok()) << resident.status();
     ASSERT_TRUE(backend_->BeginStep({}).ok());
     const auto results =
@@ -171,8 +173,8 @@ class DeviceSamplingTest : public ::testing::Test {
       const Choice& c = choices[static_cast<size_t>(r)];
       const SampledToken got = DeviceChoices::Result(device.rows()[static_cast<size_t>(r)],
                                                      (*results)[static_cast<size_t>(r)]);
-      const SampledToken want = sampler.Sample(
-          {all.data() + int64_t{r} * vocab, static_cast<size_t>(vocab)}, c.context);
+      const SampledToken want =
+          sampler.Sample({all.data() + int64_t{r} * vocab, static_cast<size_t>(vocab)}, c.context);
       SCOPED_TRACE(::testing::Message()
                    << "vocab " << vocab << " row " << r << " temperature " << c.params.temperature
                    << " top_k " << c.params.top_k << " top_p " << c.params.top_p << " min_p "
@@ -198,11 +200,19 @@ class DeviceSamplingTest : public ::testing::Test {
 };
 
 TEST_F(DeviceSamplingTest, ChoosesTheHostsTokens) {
-  for (const int32_t vocab : {33, 97, 1023, 2048, 2049, 5000, 32003, 128256, 262144}) {
+  for (const int32_t vocab : {1023, 2048, 2049, 5000, 32003, 128256, 262144}) {
     for (int round = 0; round < (vocab > 10000 ? 2 : 12) && !HasFailure(); ++round) {
       Compare(vocab, vocab > 10000 ? 40 : 60);
     }
   }
+}
+
+// So few that sanitizers can follow them.
+TEST_F(DeviceSamplingTest, ChoosesTheHostsTokensOfFew) {
+  for (const int32_t vocab : {33, 97}) {
+    for (int round = 0; round < 12 && !HasFailure(); ++round) Compare(vocab, 60);
+  }
+  Compare(2049, 5);
 }
 
 TEST_F(DeviceSamplingTest, RefusesMalformedChoices) {
