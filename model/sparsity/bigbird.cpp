@@ -34,7 +34,8 @@ class BigBird : public BlockRows {
 
   std::string Describe() const override {
     return StrCat("bigbird(block=", shape_.block, ",window=", shape_.window,
-                  ",global=", shape_.global, ",random=", shape_.random, ",seed=", shape_.seed, ")");
+                  ",global=", shape_.global, ",random=", shape_.random, ",seed=", shape_.seed, ")",
+                  HeadsText());
   }
 
  protected:

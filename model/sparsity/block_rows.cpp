@@ -35,6 +35,11 @@ bool BlockRows::Visible(int32_t head, int64_t i, int64_t j) const {
   return j >= 0 && j <= i && Reads(per_head_ ? head : heads_.first, i / block_, j / block_);
 }
 
+std::string BlockRows::HeadsText() const {
+  if (!per_head_) return "";
+  return StrCat(" heads ", heads_.first, "-", heads_.first + heads_.count - 1);
+}
+
 absl::StatusOr<int32_t> RequiredBlockSize(const PatternPolicy& policy) {
   ASSIGN_OR_RETURN(const int64_t block, policy.RequiredInt("block", 16, 128));
   if (!std::has_single_bit(static_cast<uint64_t>(block))) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "model/sparsity/sparse_pattern.h"
@@ -33,6 +34,8 @@ class BlockRows : public SparsePattern {
   virtual int64_t RowSize(int32_t head, int64_t row) const = 0;
 
   int32_t block() const { return block_; }
+  // End of Describe: " heads 0-3", or nothing where heads do not differ.
+  std::string HeadsText() const;
 
  private:
   int32_t num_lists() const { return per_head_ ? heads_.count : 1; }

@@ -36,11 +36,7 @@ class BlockSparse : public BlockRows {
   }
 
   std::string Describe() const override {
-    std::string text = StrCat("block_sparse(block=", block(), ",mask=", mask_digest_, ")");
-    if (masks_.size() > 1) {
-      StrAppend(&text, " heads ", heads_.first, "-", heads_.first + heads_.count - 1);
-    }
-    return text;
+    return StrCat("block_sparse(block=", block(), ",mask=", mask_digest_, ")", HeadsText());
   }
 
  protected:

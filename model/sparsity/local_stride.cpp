@@ -18,7 +18,7 @@ class LocalStride : public BlockRows {
 
   std::string Describe() const override {
     return StrCat("local_stride(block=", block(), ",local=", local_, ",stride=", stride_,
-                  ",step=", step_, ")");
+                  ",step=", step_, ")", HeadsText());
   }
 
  protected:

@@ -314,6 +314,15 @@ std::vector<std::pair<const char*, std::string>> Policies() {
           {"layers": "1", "heads": "7", "pattern": "window", "window": 50, "sink_tokens": 2},
           {"layers": "2", "heads": "3-7", "pattern": "fixed", "block": 16, "local_ctx": 64},
           {"layers": "3", "heads": "4-7", "pattern": "window", "window": 20}]})"},
+      // Parts of a layer's heads whose choice differs by head, of equal and of other sizes.
+      {"bigbird_by_head", R"({"default": {"pattern": "native"}, "layers": [
+          {"layers": "0", "heads": "0-1", "pattern": "bigbird", "block": 16, "window_blocks": 2},
+          {"layers": "0", "heads": "6-7", "pattern": "bigbird", "block": 16, "window_blocks": 2},
+          {"layers": "1", "pattern": "bigbird", "block": 16, "window_blocks": 2}]})"},
+      {"local_stride_by_head", R"({"default": {"pattern": "native"}, "layers": [
+          {"layers": "0", "heads": "0-1", "pattern": "local_stride", "block": 16, "local_blocks": 2},
+          {"layers": "0", "heads": "6-7", "pattern": "local_stride", "block": 16, "local_blocks": 2},
+          {"layers": "1", "pattern": "local_stride", "block": 16, "local_blocks": 2}]})"},
   };
 }
 
