@@ -226,8 +226,8 @@ absl::Status Backend::SummarizePages(const PageSummaryParams& p) {
             "page ids and counts", p.num_pages);
   for (int32_t i = 0; check.ok() && i < p.num_pages; ++i) {
     check
-        .That(p.page_ids[i] >= 0 && p.page_ids[i] < p.cache.num_pages, "pages inside the cache",
-              p.page_ids[i])
+        .That(p.page_ids[i] >= kNoPage && p.page_ids[i] < p.cache.num_pages,
+              "pages inside the cache", p.page_ids[i])
         .That(p.counts[i] >= 1 && p.counts[i] <= kPageTokens, "1 to 64 keys of a page",
               p.counts[i]);
   }
@@ -267,6 +267,10 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
     RETURN_IF_ERROR(CheckTile(check, tile, t, p.q.shape[0], p.page_table));
     const int64_t pages = CandidatePages(tile);
     check.That(pages <= p.page_table.stride, "candidates inside the page table", t)
+        .That(p.max_candidates == 0 || pages <= p.max_candidates, "as many candidates as were said",
+              pages);
+    if (p.counts[t] == 0) continue;
+    check
         .That(p.counts[t] >= ForcedPages(tile, p.sink_pages, p.recent_pages) &&
                   p.counts[t] <= pages,
               "as many entries as are forced or more, and no more than candidates", p.counts[t])

@@ -93,7 +93,7 @@ struct KvWriteParams {
 // The mean is a float32 sum over ascending slots, divided and then rounded once.
 struct PageSummaryParams {
   PagedKv cache = {};                 // with summaries
-  const int32_t* page_ids = nullptr;  // [num_pages], distinct
+  const int32_t* page_ids = nullptr;  // [num_pages], distinct; kNoPage: padding
   const int32_t* counts = nullptr;    // [num_pages] 1 .. kPageTokens
   int32_t num_pages = 0;
 };
@@ -163,10 +163,13 @@ struct SelectPagesParams {
   int32_t slash_pages = 0;
   int32_t num_tiles = 0;
   const QueryTile* tiles = nullptr;     // [num_tiles] rows of q
-  const int32_t* counts = nullptr;      // [num_tiles] at most P + 1, at least what is taken anyway
+  // [num_tiles] at most P + 1, at least what is taken anyway; 0: the tile gets no list.
+  const int32_t* counts = nullptr;
   const int64_t* list_begin = nullptr;  // [list heads, num_tiles]
   int32_t* entries = nullptr;           // [num_entries], in the backend's memory
   int64_t num_entries = 0;
+  // No tile has more candidates; 0: not known. Backends then size their memory by this bound.
+  int64_t max_candidates = 0;
 };
 
 // Pages of a tile's candidates, and how many of them any list takes whatever its scores.

@@ -16,7 +16,7 @@ absl::Status DecoderImpl::Forward(const ModelInput& input, ModelOutput* output) 
   if (layout_.num_rows == 0) return absl::OkStatus();
   const auto num_logits = static_cast<int32_t>(layout_.logits_rows.size());
   const bool repeatable = layout_.decodes_only && backend_->repeats_steps() &&
-                          observer_ == nullptr && ranked_.empty();
+                          observer_ == nullptr && lists_follow_from_lengths_;
   if (repeatable) layout_.Pad(limits_);
   page_tables_ = layout_.page_tables;
   for (size_t g = 0; g < layout_.page_ids.size(); ++g) {
@@ -164,7 +164,7 @@ absl::Status DecoderImpl::SelectKeys() {
     if (layout_.all_wanted() || used_before_last_[p] || pattern.ranking() != nullptr) {
       selections_[p].Clear();
       pattern.Select(layout_.runs, &selections_[p]);
-      if (layout_.padded) selections_[p].Pad(layout_.num_rows);
+      if (layout_.padded && pattern.ranking() == nullptr) selections_[p].Pad(layout_.num_rows);
     }
     if (!layout_.all_wanted() && used_in_last_[p] && pattern.ranking() == nullptr) {
       last_selections_[p].Clear();
@@ -174,8 +174,13 @@ absl::Status DecoderImpl::SelectKeys() {
   for (size_t r = 0; r < ranked_.size(); ++r) {
     const SelectionBuilder& chosen = selections_[static_cast<size_t>(ranked_pattern_[r])];
     ranked_[r].Set(chosen);
+    if (layout_.padded) ranked_[r].Pad(layout_.num_rows);
     if (!layout_.all_wanted()) last_ranked_[r].SetWanted(chosen, layout_.wanted);
   }
+  return ReservePageLists();
+}
+
+absl::Status DecoderImpl::ReservePageLists() {
   int64_t most = 0;
   for (const std::vector<int32_t>& segments : layer_ranked_) {
     int64_t entries = 0;
@@ -210,14 +215,23 @@ void DecoderImpl::BeginStep(ModelOutput* output) {
 
 // What Attend would have counted.
 absl::Status DecoderImpl::CountReplayed() {
-  for (size_t p = 0; p < plan_->patterns.size(); ++p) {
+  const auto count = [this](size_t p, const kernels::KvSelection& selection,
+                            int64_t heads) -> absl::Status {
     ASSIGN_OR_RETURN(const kernels::AttentionCounters keys,
-                     kernels::CountKeys(selections_[p].View(), layout_.kv_lens.data(),
-                                        pattern_heads_[p]));
+                     kernels::CountKeys(selection, layout_.kv_lens.data(), heads));
     PatternCounters& total = (*counters_)[p];
-    total.keys_total += pattern_heads_[p] * layout_.keys_all_rows;
+    total.keys_total += heads * layout_.keys_all_rows;
     total.keys_visible += keys.keys_visible;
     total.keys_read += keys.keys_read;
+    return absl::OkStatus();
+  };
+  for (size_t p = 0; p < plan_->patterns.size(); ++p) {
+    if (plan_->patterns[p]->ranking() != nullptr) continue;
+    RETURN_IF_ERROR(count(p, selections_[p].View(), pattern_heads_[p]));
+  }
+  for (size_t r = 0; r < ranked_.size(); ++r) {
+    RETURN_IF_ERROR(
+        count(static_cast<size_t>(ranked_pattern_[r]), ranked_[r].View(nullptr), ranked_heads_[r]));
   }
   return absl::OkStatus();
 }
@@ -231,6 +245,11 @@ std::string DecoderImpl::RepeatKey() const {
     StrAppend(&key, " ", static_cast<int>(s.list_heads), ":", s.num_list_heads, ":",
               s.entry_tokens, ":", s.query_tile, ":", s.max_list_entries);
   }
+  for (const RankedSelection& ranked : ranked_) {
+    StrAppend(&key, " ", ranked.num_entries(), ":", ranked.View(nullptr).max_list_entries);
+  }
+  // Made lists move when their memory grows.
+  StrAppend(&key, " ", page_lists_.bytes());
   return key;
 }
 

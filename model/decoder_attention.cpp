@@ -154,6 +154,7 @@ absl::Status DecoderImpl::RankPages(size_t l, const TensorView& query) {
                            segment.kv.first - group.first_kv_head, segment.kv.count);
     params.page_table = page_tables_[static_cast<size_t>(segment.group)];
     params.scale = a.scale;
+    if (layout_.padded) params.max_candidates = params.page_table.stride;
     params.entries = entries;
     RETURN_IF_ERROR(backend_->SelectPages(params));
     entries += ranked.num_entries();

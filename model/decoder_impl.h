@@ -94,6 +94,8 @@ class DecoderImpl : public Decoder {
   absl::Status AllocateActivated();
   void BeginStep(ModelOutput* output);
   absl::Status SelectKeys();
+  // Room for the lists that one layer's queries make.
+  absl::Status ReservePageLists();
   // Tells the backend which host arrays the step's ops read.
   void NameArrays();
   // What else the ops of a repeatable step follow from.
@@ -159,7 +161,9 @@ class DecoderImpl : public Decoder {
   // segments read: -1 where the pattern is a static one.
   std::vector<RankedSelection> ranked_, last_ranked_;
   std::vector<int32_t> ranked_pattern_;             // [ranked]
+  std::vector<int64_t> ranked_heads_;               // [ranked] query heads of all layers
   std::vector<std::vector<int32_t>> layer_ranked_;  // [layer][segment]
+  bool lists_follow_from_lengths_ = true;           // how long they are
   kernels::Buffer page_lists_;                      // of one layer
 
   // The step being computed.

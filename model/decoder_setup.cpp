@@ -110,7 +110,11 @@ absl::Status DecoderImpl::InitStep() {
 void DecoderImpl::FindRankedSegments() {
   for (const LayerPlan& layer : plan_->layers) {
     std::vector<int32_t>& segments = layer_ranked_.emplace_back();
-    for (const HeadSegment& segment : layer.segments) segments.push_back(RankedIndex(segment));
+    for (const HeadSegment& segment : layer.segments) {
+      segments.push_back(RankedIndex(segment));
+      if (segments.back() < 0) continue;
+      ranked_heads_[static_cast<size_t>(segments.back())] += segment.query.count;
+    }
   }
 }
 
@@ -126,7 +130,10 @@ int32_t DecoderImpl::RankedIndex(const HeadSegment& segment) {
       return static_cast<int32_t>(r);
     }
   }
+  lists_follow_from_lengths_ =
+      lists_follow_from_lengths_ && kernels::UsesSummaries(ranking->score);
   ranked_pattern_.push_back(segment.pattern);
+  ranked_heads_.push_back(0);
   ranked_.emplace_back(ranking, list_heads);
   last_ranked_.emplace_back(ranking, list_heads);
   return static_cast<int32_t>(ranked_.size()) - 1;
@@ -242,26 +249,32 @@ absl::Status DecoderImpl::AllocateActivated() {
 
 absl::Status DecoderImpl::DryRun(int32_t sequences, int32_t context) {
   if (backend_->device() == kernels::Device::kCpu) return absl::OkStatus();
-  // Lists that queries make cannot be made of nothing.
-  if (!ranked_.empty()) return absl::OkStatus();
   const size_t num_groups = plan_->groups.size();
   const int32_t most = std::min(limits_.max_step_tokens, limits_.max_logits_rows);
   const int32_t rows = std::min(PaddedRows(std::min(sequences, most)), most);
-  // What one sequence's lists are at the end of the context, and room for all.
   layout_.SetIdle(rows, rows, NumericsClass::kGenerated, num_groups, context);
+  // What one sequence's lists are at the end of the context, and room for all.
+  const QueryRun last = {.num_rows = 1,
+                         .first_position = context - 1,
+                         .numerics = NumericsClass::kGenerated};
+  std::vector<int32_t> longest(selections_.size());
   for (size_t p = 0; p < selections_.size(); ++p) {
     SelectionBuilder& s = selections_[p];
     s.Clear();
-    const QueryRun last = {.num_rows = 1, .first_position = context - 1};
     plan_->patterns[p]->Select({&last, 1}, &s);
-    s.Pad(1);
-    const int32_t longest = s.max_list_entries;
-    const size_t entries = s.entries.size() * static_cast<size_t>(rows);
+    longest[p] = *std::max_element(s.list_count.begin(), s.list_count.end());
+    const auto entries = std::ssize(s.entries) * rows;
     s.Clear();
     plan_->patterns[p]->Select({}, &s);
+    if (plan_->patterns[p]->ranking() != nullptr) continue;
     s.Pad(rows);
-    s.max_list_entries = longest;
-    s.entries.resize(std::bit_ceil(entries), kernels::kNoEntry);
+    s.max_list_entries = PaddedListBound(longest[p]);
+    s.entries.resize(static_cast<size_t>(PaddedEntries(entries)), kernels::kNoEntry);
+  }
+  for (size_t r = 0; r < ranked_.size(); ++r) {
+    const auto p = static_cast<size_t>(ranked_pattern_[r]);
+    ranked_[r].Set(selections_[p]);
+    ranked_[r].Pad(rows, longest[p]);
   }
   RETURN_IF_ERROR(RunDry());
   const int32_t chunk = std::min(limits_.max_step_tokens, context);
@@ -275,8 +288,16 @@ absl::Status DecoderImpl::DryRun(int32_t sequences, int32_t context) {
       selection->Clear();
       const QueryRun run = {.num_rows = num_rows, .first_position = context - num_rows};
       plan_->patterns[p]->Select({&run, 1}, selection);
+      if (plan_->patterns[p]->ranking() != nullptr) break;
       std::fill(selection->list_count.begin(), selection->list_count.end(), 0);
     }
+  }
+  for (size_t r = 0; r < ranked_.size(); ++r) {
+    const SelectionBuilder& chosen = selections_[static_cast<size_t>(ranked_pattern_[r])];
+    ranked_[r].Set(chosen);
+    last_ranked_[r].SetWanted(chosen, layout_.wanted);
+    ranked_[r].Empty();
+    last_ranked_[r].Empty();
   }
   return RunDry();
 }
@@ -285,6 +306,7 @@ absl::Status DecoderImpl::RunDry() {
   ModelOutput output;
   BeginStep(&output);
   page_tables_ = layout_.page_tables;
+  RETURN_IF_ERROR(ReservePageLists());
   NameArrays();
   RETURN_IF_ERROR(backend_->BeginStep(arrays_));
   RETURN_IF_ERROR(Compute());

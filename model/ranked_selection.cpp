@@ -8,7 +8,9 @@ void RankedSelection::Set(const SelectionBuilder& chosen) {
   ranked_ = chosen.tiles;
   tiles_ = chosen.tiles;
   counts_ = chosen.list_count;
-  MakeLists(chosen);
+  query_tile_ = chosen.query_tile;
+  edges_.assign(static_cast<size_t>(num_list_heads_), chosen.edges.front());
+  MakeLists();
 }
 
 void RankedSelection::SetWanted(const SelectionBuilder& chosen, std::span<const int32_t> wanted) {
@@ -28,11 +30,32 @@ void RankedSelection::SetWanted(const SelectionBuilder& chosen, std::span<const 
                       .first_position = tile.first_position + *begin - tile.row_begin});
     counts_.push_back(chosen.list_count[t]);
   }
-  MakeLists(chosen);
+  query_tile_ = chosen.query_tile;
+  edges_.assign(static_cast<size_t>(num_list_heads_), chosen.edges.front());
+  MakeLists();
 }
 
-void RankedSelection::MakeLists(const SelectionBuilder& chosen) {
-  query_tile_ = chosen.query_tile;
+void RankedSelection::Pad(int32_t rows, int32_t longest) {
+  const auto chosen = static_cast<int32_t>(counts_.size());
+  for (const int32_t count : counts_) longest = std::max(longest, count);
+  for (int32_t r = chosen; r < rows; ++r) {
+    ranked_.push_back({.sequence = r, .row_begin = r, .num_rows = 1, .first_position = 0});
+    counts_.push_back(0);
+  }
+  tiles_ = ranked_;
+  MakeLists();
+  max_list_entries_ = PaddedListBound(longest);
+  num_entries_ = PaddedEntries(
+      chosen > 0 ? num_entries_ : int64_t{num_list_heads_} * rows * max_list_entries_);
+}
+
+void RankedSelection::Empty() {
+  std::fill(counts_.begin(), counts_.end(), 0);
+  std::fill(list_count_.begin(), list_count_.end(), 0);
+}
+
+void RankedSelection::MakeLists() {
+  max_list_entries_ = 0;
   num_entries_ = 0;
   list_begin_.clear();
   list_count_.clear();
@@ -43,7 +66,6 @@ void RankedSelection::MakeLists(const SelectionBuilder& chosen) {
       num_entries_ += count;
     }
   }
-  edges_.assign(static_cast<size_t>(num_list_heads_), chosen.edges.front());
 }
 
 kernels::SelectPagesParams RankedSelection::ToSelect() const {
@@ -74,6 +96,7 @@ kernels::KvSelection RankedSelection::View(const int32_t* entries) const {
           .list_count = list_count_.data(),
           .entries = entries,
           .num_entries = num_entries_,
+          .max_list_entries = max_list_entries_,
           .edges = edges_.data(),
           .entries_made = true,
           .entries_padded = !kernels::UsesSummaries(ranking_->score)};

@@ -24,8 +24,14 @@ class RankedSelection {
   // of a tile's queries; those of tiles without such a row are not made.
   void SetWanted(const SelectionBuilder& chosen, std::span<const int32_t> wanted);
 
+  // Brings a step of single generated rows to `rows` tiles, the further ones without lists, and what
+  // the views say of sizes to powers of two. Where no tile was chosen, those of lists of `longest`.
+  void Pad(int32_t rows, int32_t longest = 0);
+  // Makes every list empty, where it is.
+  void Empty();
+
   int32_t num_list_heads() const { return num_list_heads_; }
-  // Of all lists together.
+  // Room of all lists together.
   int64_t num_entries() const { return num_entries_; }
 
   // For the caller to add q (of all the step's rows), cache, page table, scale and entries.
@@ -45,12 +51,13 @@ class RankedSelection {
   }
 
  private:
-  void MakeLists(const SelectionBuilder& chosen);
+  void MakeLists();
 
   const PageRanking* ranking_;
   int32_t num_list_heads_;
   int32_t query_tile_ = 128;
   int64_t num_entries_ = 0;
+  int32_t max_list_entries_ = 0;  // KvSelection's
   std::vector<kernels::QueryTile> ranked_;  // tiles by the step's rows
   std::vector<kernels::QueryTile> tiles_;   // the same by the rows that attention computes
   std::vector<int32_t> counts_;             // [tiles]

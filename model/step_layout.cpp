@@ -137,6 +137,12 @@ void StepLayout::Pad(const StepLimits& limits) {
   positions.resize(size, 0);
   slots.resize(size, 0);
   for (std::vector<int32_t>& ids : page_ids) ids.resize(size, kernels::kNoPage);
+  for (size_t g = 0; g < written_pages.size(); ++g) {
+    // One page a row, where the group has summaries.
+    if (written_pages[g].empty()) continue;
+    written_pages[g].resize(size, kernels::kNoPage);
+    written_counts[g].resize(size, 1);
+  }
   kv_lens.resize(size, 0);
   generated.resize(size, 1);
   for (int32_t r = num_rows; r < rows; ++r) {
@@ -167,10 +173,13 @@ void StepLayout::SetIdle(int32_t rows, int32_t sequences, NumericsClass numerics
   const auto size = static_cast<size_t>(rows);
   num_rows = rows;
   num_sequences = sequences;
+  padded = true;
   token_ids.assign(size, 0);
   positions.assign(size, 0);
   slots.assign(size, 0);
   page_ids.assign(num_groups, std::vector<int32_t>(size, kernels::kNoPage));
+  written_pages.assign(num_groups, {});
+  written_counts.assign(num_groups, {});
   kv_lens.assign(static_cast<size_t>(sequences), 0);
   generated.assign(static_cast<size_t>(sequences), numerics == NumericsClass::kGenerated);
   runs.clear();

@@ -46,6 +46,7 @@ class SharesOfHead {
 
   void Antidiagonal(int32_t t) {
     const QueryTile& tile = p_.tiles[t];
+    if (p_.counts[t] == 0) return;
     if (tile.num_rows == 1) return TakeAll(tile, ListOf(t));
     const int64_t width = p_.stride * p_.cache.head_dim, per_page = kPageTokens / p_.stride;
     const int64_t folded = (tile.num_rows + p_.stride - 1) / p_.stride;
@@ -72,6 +73,7 @@ class SharesOfHead {
 
   void VerticalSlashes(const ProbedTiles& probed) {
     const QueryTile& first = p_.tiles[probed.begin];
+    if (p_.counts[probed.begin] == 0) return;
     if (first.num_rows == 1) return TakeAll(first, ListOf(probed.begin));
     const int64_t dim = p_.cache.head_dim, rows = probed.end_row - probed.first_row;
     const int64_t count = probed.last_position + 1;

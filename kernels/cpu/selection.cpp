@@ -62,6 +62,7 @@ absl::Status CpuBackend::DoSummarizePages(const PageSummaryParams& p) {
   const int64_t summary_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
   const int64_t heads = p.cache.num_heads;
   ForRows(p.num_pages * heads, int64_t{kPageTokens} * p.cache.head_dim, [&](int64_t i) {
+    if (p.page_ids[i / heads] == kNoPage) return;
     const int64_t page = p.page_ids[i / heads] * p.cache.page_stride;
     const int64_t h = i % heads;
     kernels_.summarize_keys(p.cache.dtype,
@@ -96,6 +97,7 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   std::vector<Task> tasks;
   int64_t num_scores = 0;
   for (int32_t t = first_tile; t < end_tile; ++t) {
+    if (p.counts[t] == 0) continue;
     const QueryTile& tile = p.tiles[t];
     const int64_t pages = CandidatePages(tile);
     for (int32_t h = 0; h < list_heads; ++h) {

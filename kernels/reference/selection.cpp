@@ -177,6 +177,7 @@ absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
   for (const ProbedTiles& probed : FindProbedTiles(p)) {
     const auto list_of = [&](int32_t t) { return p.entries + p.list_begin[h * p.num_tiles + t]; };
     const QueryTile& first = p.tiles[probed.begin];
+    if (p.counts[probed.begin] == 0) continue;
     if (first.num_rows == 1) {
       TakeAll(first, list_of(probed.begin));
       continue;
@@ -215,6 +216,7 @@ absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
 absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
   const int64_t row_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim) / kSummaryRows;
   for (int32_t i = 0; i < p.num_pages; ++i) {
+    if (p.page_ids[i] == kNoPage) continue;
     for (int32_t h = 0; h < p.cache.num_heads; ++h) {
       const int64_t page = p.page_ids[i] * p.cache.page_stride;
       const char* keys = static_cast<const char*>(p.cache.k) + page + h * p.cache.head_stride;
@@ -246,6 +248,7 @@ absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
   }
   for (int64_t h = 0; h < list_heads; ++h) {
     for (int32_t t = 0; t < p.num_tiles; ++t) {
+      if (p.counts[t] == 0) continue;
       const QueryTile& tile = p.tiles[t];
       const int64_t pages = CandidatePages(tile);
       std::vector<int32_t> order(static_cast<size_t>(pages));

@@ -9,9 +9,19 @@ namespace {
 
 // Padded sizes of short sequences, which would change often.
 constexpr int32_t kLeastListBound = 16;
-constexpr size_t kLeastEntries = 64;
+constexpr int64_t kLeastEntries = 64;
 
 }  // namespace
+
+int32_t PaddedListBound(int32_t longest) {
+  return static_cast<int32_t>(
+      std::bit_ceil(static_cast<uint32_t>(std::max(longest, kLeastListBound))));
+}
+
+int64_t PaddedEntries(int64_t entries) {
+  return static_cast<int64_t>(
+      std::bit_ceil(static_cast<uint64_t>(std::max(entries, kLeastEntries))));
+}
 
 void SelectionBuilder::Clear() {
   tiles.clear();
@@ -56,9 +66,9 @@ void SelectionBuilder::Pad(int32_t rows) {
   const auto before = static_cast<ptrdiff_t>(tiles.size());
   const ptrdiff_t more = rows - before;
   LS_CHECK(more >= 0);
-  int32_t longest = kLeastListBound;
+  int32_t longest = 0;
   for (const int32_t count : list_count) longest = std::max(longest, count);
-  max_list_entries = static_cast<int32_t>(std::bit_ceil(static_cast<uint32_t>(longest)));
+  max_list_entries = PaddedListBound(longest);
   for (auto r = static_cast<int32_t>(before); r < rows; ++r) {
     tiles.push_back({.sequence = r, .row_begin = r, .num_rows = 1, .first_position = 0});
   }
@@ -67,7 +77,7 @@ void SelectionBuilder::Pad(int32_t rows) {
     list_begin.insert(list_begin.begin() + h * before, static_cast<size_t>(more), 0);
     list_count.insert(list_count.begin() + h * before, static_cast<size_t>(more), 0);
   }
-  entries.resize(std::bit_ceil(std::max(entries.size(), kLeastEntries)), kernels::kNoEntry);
+  entries.resize(static_cast<size_t>(PaddedEntries(std::ssize(entries))), kernels::kNoEntry);
 }
 
 kernels::KvSelection SelectionBuilder::View() const {

@@ -50,6 +50,10 @@ struct PageRanking {
   int32_t slash_pages = 0;
 };
 
+// Sizes of a padded step's lists, powers of two: the longest list, and room for all.
+int32_t PaddedListBound(int32_t longest);
+int64_t PaddedEntries(int64_t entries);
+
 // Host memory behind a KvSelection of a static pattern; one per pattern, reused from step to step
 // so that a steady state allocates nothing.
 class SelectionBuilder {

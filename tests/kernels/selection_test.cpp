@@ -778,6 +778,29 @@ TEST_P(SelectionTest, AttentionReadsTheListsWhereTheyAre) {
   }
 }
 
+// What a padded step adds: tiles without lists, pages that are none, room for more candidates.
+TEST_P(SelectionTest, PaddingChangesNothing) {
+  SelectionCase c = RandomCase({700, 300, 64});
+  Request r = RandomRequest(c);
+  ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+  const Request whole = r;
+  for (size_t t = 1; t < r.tiles.size(); t += 2) r.counts[t] = 0;
+  r.entries.assign(r.entries.size(), 12345);
+  SelectPagesParams p = ParamsOf(c, r);
+  p.max_candidates = c.stride;
+  const int32_t none = kNoPage, one = 1;
+  ASSERT_LS_OK(backend_->SummarizePages(
+      {.cache = c.cache, .page_ids = &none, .counts = &one, .num_pages = 1}));
+  ASSERT_LS_OK(backend_->SelectPages(p));
+  for (size_t list = 0; list < r.list_begin.size(); ++list) {
+    const size_t t = list % r.tiles.size();
+    for (int32_t i = 0; i < whole.counts[t]; ++i) {
+      const int64_t at = r.list_begin[list] + i;
+      EXPECT_EQ(r.entries[at], t % 2 == 1 ? 12345 : whole.entries[at]) << "list " << list;
+    }
+  }
+}
+
 TEST_P(SelectionTest, RefusesWhatBreaksTheContract) {
   SelectionCase c = RandomCase({500});
   Request r = RandomRequest(c);
@@ -795,7 +818,7 @@ TEST_P(SelectionTest, RefusesWhatBreaksTheContract) {
   };
   EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.counts = {9}; }),
               HasSubstr("no more than candidates, got 9"));
-  EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.counts = {0}; }),
+  EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.counts = {-1}; }),
               HasSubstr("as many entries as are forced or more"));
   EXPECT_THAT(refusal([](SelectPagesParams&, Request& b) { b.tiles[0].sequence = 1; }),
               HasSubstr("a tile inside the step's rows"));

@@ -26,7 +26,7 @@ absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
   }
   const int64_t heads = p.q.shape[1];
   const int64_t list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
-  SelectLaunch launch{.one_row = true};
+  SelectLaunch launch{.max_pages = p.max_candidates, .one_row = true};
   for (int32_t t = 0; t < p.num_tiles; ++t) {
     launch.max_pages = std::max(launch.max_pages, CandidatePages(p.tiles[t]));
     launch.one_row = launch.one_row && p.tiles[t].num_rows == 1;

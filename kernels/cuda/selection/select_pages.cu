@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
   const int32_t tile_index = s.launch.first_tile + local;
   const int32_t list_head = static_cast<int32_t>(blockIdx.y);
   const QueryTile tile = s.p.tiles[tile_index];
-  if (s.p.counts[tile_index] == Candidates(tile)) return;
+  if (s.p.counts[tile_index] == 0 || s.p.counts[tile_index] == Candidates(tile)) return;
   const int32_t tail = TailBegin(tile, s.p.recent_pages);
   const int32_t first = static_cast<int32_t>(blockIdx.x) * kPagesOfBlock;
   if (first >= tail) return;
@@ -198,6 +198,7 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const QueryTile tile = s.p.tiles[tile_index];
   const int32_t count = s.p.counts[tile_index], pages = Candidates(tile);
   const int thread = static_cast<int>(threadIdx.x);
+  if (count == 0) return;
   int32_t* out = s.p.entries + s.p.list_begin[list];
   if (count == pages) {
     for (int32_t i = thread; i < pages; i += kListThreads) out[i] = i;

@@ -109,6 +109,25 @@ TEST_P(RepeatableTest, PaddingChangesNoBits) {
   EXPECT_EQ(padded.repeatable, StepRun::kLaunched);
 }
 
+constexpr const char* kRankedPlans[] = {
+    R"({"default": {"pattern": "quest", "budget_tokens": 128}})",
+    R"({"default": {"pattern": "block_topk", "fraction": 0.3, "sink_pages": 1}})",
+    R"({"default": {"pattern": "native"}, "layers": [{"layers": "1-2", "pattern": "quest", "fraction": 0.2,
+        "recent_pages": 2}]})"};
+
+TEST(Repeatable, PaddingChangesNoBitsOfRankedLists) {
+  const TinyModel model({.name = "full"});
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
+  for (const char* plan : kRankedPlans) {
+    PagedRunner plain(&model.spec, plan);
+    PagedRunner padded(&model.spec, plan, std::make_unique<PaddedReference>(), KvDType::kF32);
+    Traffic(model.spec, seed).Run(40, &plain, &padded);
+    EXPECT_FALSE(plain.repeatable.has_value());
+    EXPECT_EQ(padded.repeatable, StepRun::kLaunched);
+  }
+}
+
 // Where the limits leave no room for padding.
 TEST(Repeatable, StepsOfTheLargestSizeAreNotPadded) {
   const TinyModel model({.name = "full"});
@@ -168,7 +187,8 @@ TEST(Repeatable, CudaGraphsChangeNoBitsOfTensorCores) {
   SCOPED_TRACE(::testing::Message() << "seed " << seed);
   for (const char* plan :
        {"{}", R"({"default": {"pattern": "window", "window": 200, "sink_tokens": 64}})",
-        R"({"default": {"pattern": "strided", "stride": 64, "local": 64}})"}) {
+        R"({"default": {"pattern": "strided", "stride": 64, "local": 64}})", kRankedPlans[0],
+        kRankedPlans[1], kRankedPlans[2]}) {
     const TinyModel model({.name = "wide",
                            .heads = 8,
                            .kv_heads = 2,
