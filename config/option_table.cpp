@@ -99,6 +99,15 @@ std::vector<OptionSection> MakeSections() {
             .min = 0,
             .max = 0.95,
             .zero_means = "0.6 of host memory, 0.95 of a GPU's"},
+           {.name = "kv.host_memory",
+            .kind = kBytes,
+            .field = LS_FIELD(kv.host_memory),
+            .help = "Pinned host memory for pages of the prefix cache that a GPU has no room for, "
+                    "those of preempted requests among them: they come back instead of being "
+                    "computed again.",
+            .min = 0,
+            .max = 64 * kTiB,
+            .zero_means = "such pages are given up"},
        }},
       {"Sparsity",
        {

@@ -27,6 +27,7 @@ struct ServerConfig {
     std::string dtype = "f16";
     int64_t memory = 0;  // bytes
     double memory_fraction = 0;
+    int64_t host_memory = 0;
   } kv;
 
   struct {

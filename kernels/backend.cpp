@@ -1,5 +1,6 @@
 #include "kernels/backend.h"
 
+#include <cstring>
 #include <algorithm>
 
 #include "config/base/check.h"
@@ -216,6 +217,13 @@ absl::Status Backend::Attention(const AttentionParams& p) {
   }
   RETURN_IF_ERROR(CheckSelection(check, p));
   return DoAttention(p);
+}
+
+absl::Status Backend::CopyBytes(std::span<const ByteCopy> copies) {
+  for (const ByteCopy& copy : copies) {
+    std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Backend::SummarizePages(const PageSummaryParams& p) {

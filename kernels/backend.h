@@ -77,6 +77,12 @@ struct HostArray {
   int64_t bytes = 0;
 };
 
+struct ByteCopy {
+  const void* from = nullptr;
+  void* to = nullptr;
+  int64_t bytes = 0;
+};
+
 // Where tensors and arrays lie: activations, weights and tables of floats in the backend's memory
 // (Allocate, Resident), arrays of integers and selections in host memory.
 class Backend {
@@ -98,6 +104,14 @@ class Backend {
   virtual absl::StatusOr<DeviceMemory> Memory() const {
     return absl::UnimplementedError("this backend computes in host memory");
   }
+
+  // Host memory that CopyBytes reads and writes at the device's full rate. RESOURCE_EXHAUSTED.
+  virtual absl::StatusOr<Buffer> AllocateHost(int64_t bytes) {
+    return Buffer::AllocateHost(bytes);
+  }
+  // Copies within the backend's memory, or between it and memory of AllocateHost, in any order: no
+  // copy reads what another one writes. Done when it returns. REQUIRES: no step is under way.
+  virtual absl::Status CopyBytes(std::span<const ByteCopy> copies);
 
   // Ops between BeginStep and EndStep may run behind the calls that ask for them, and a host array
   // that one of them took must not change before EndStep. `arrays` are those that the step will

@@ -47,6 +47,14 @@ struct CacheGroup {
   int64_t page_bytes = 0;  // of all layers and heads for one page: K, V and summaries
 };
 
+// A page's contents between its group's pages and the group's slots in host memory.
+struct PageCopy {
+  int32_t group = 0;
+  int32_t page = 0;
+  int32_t slot = 0;
+  bool to_host = false;
+};
+
 // Bytes of one page of one layer of the group.
 inline int64_t LayerPageBytes(const CacheGroup& group, kernels::KvDType dtype) {
   constexpr int64_t kAlignment = 64;

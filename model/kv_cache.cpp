@@ -114,6 +114,60 @@ void KvCache::Decommit(int32_t group, std::span<const int32_t> pages) {
   }
 }
 
+absl::Status KvCache::AllocateHostSlots(kernels::Backend* backend, int64_t bytes) {
+  constexpr int64_t kInterval = 2048 / kernels::kPageTokens;
+  std::vector<int64_t> pages;  // of each group, every kInterval pages of a prefix
+  int64_t unit = 0;
+  for (const CacheGroup& group : groups_) {
+    const Retention& r = group.retention;
+    int64_t tokens = r.window > 0 ? int64_t{r.window} + r.sink_tokens : 0;
+    if (r.chunk > 0) tokens = tokens > 0 ? std::min<int64_t>(tokens, r.chunk) : r.chunk;
+    pages.push_back(r.keeps_all() ? kInterval
+                                  : std::min(kInterval, tokens / kernels::kPageTokens + 2));
+    unit += pages.back() * group.page_bytes;
+  }
+  std::vector<int32_t> slots;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const double share = static_cast<double>(pages[g]) / static_cast<double>(unit);
+    slots.push_back(static_cast<int32_t>(std::min<int64_t>(
+        kMaxPages, static_cast<int64_t>(share * static_cast<double>(bytes)))));
+    if (slots.back() == 0) {
+      return absl::InvalidArgumentError(
+          StrCat("host memory for the KV cache is ", bytes, " bytes, but ", kInterval,
+                 " pages and their windows take ", unit, "; raise it, or leave it out."));
+    }
+  }
+  std::vector<kernels::Buffer> memory;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    ASSIGN_OR_RETURN(kernels::Buffer part,
+                     backend->AllocateHost(slots[g] * groups_[g].page_bytes));
+    memory.push_back(std::move(part));
+  }
+  host_ = std::move(memory);
+  host_slots_ = std::move(slots);
+  return absl::OkStatus();
+}
+
+absl::Status KvCache::CopyPages(kernels::Backend* backend, std::span<const PageCopy> copies) {
+  std::vector<kernels::ByteCopy> parts;
+  for (const PageCopy& copy : copies) {
+    const auto g = static_cast<size_t>(copy.group);
+    LS_CHECK(copy.page >= 0 && copy.page < num_pages_[g]);
+    LS_CHECK(copy.slot >= 0 && copy.slot < host_slots_[g]);
+    if (!copy.to_host) RETURN_IF_ERROR(Commit(copy.group, {&copy.page, 1}));
+    const int64_t stride = PageStride(g);
+    char* page = memory_[g].as<char>() + copy.page * stride;
+    char* slot = host_[g].as<char>() + copy.slot * groups_[g].page_bytes;
+    for (size_t layer = 0; layer < groups_[g].layers.size(); ++layer) {
+      parts.push_back(copy.to_host ? kernels::ByteCopy{page, slot, stride}
+                                   : kernels::ByteCopy{slot, page, stride});
+      page += LayerBytes(g);
+      slot += stride;
+    }
+  }
+  return backend->CopyBytes(parts);
+}
+
 absl::Status KvCache::CopyPage(int32_t group, int32_t from, int32_t to) {
   const auto g = static_cast<size_t>(group);
   LS_CHECK(g < groups_.size());

@@ -43,6 +43,16 @@ class KvCache {
   absl::Status Commit(int32_t group, std::span<const int32_t> pages);
   // Gives the memory of free pages back to the system. Contents are lost.
   void Decommit(int32_t group, std::span<const int32_t> pages);
+  // Slots for pages' contents in host memory, `bytes` of it for all groups: as many for every group as
+  // prefixes of one length need, of windowed groups one window every 2,048 tokens.
+  // INVALID_ARGUMENT: not one of each fits. RESOURCE_EXHAUSTED: the system has less.
+  absl::Status AllocateHostSlots(kernels::Backend* backend, int64_t bytes);
+  int32_t num_host_slots(int32_t group) const {
+    return host_slots_.empty() ? 0 : host_slots_[static_cast<size_t>(group)];
+  }
+  // Between pages and slots; no page or slot is named twice. Puts memory behind pages that are written.
+  // Done when it returns.
+  absl::Status CopyPages(kernels::Backend* backend, std::span<const PageCopy> copies);
   // Copies a page's contents within a group (copy-on-write).
   absl::Status CopyPage(int32_t group, int32_t from, int32_t to);
 
@@ -60,6 +70,8 @@ class KvCache {
   // [group]: [layer][page], a page being K [head][64][head_dim], V the same, and where the group has
   // summaries [head][3][head_dim].
   std::vector<kernels::Buffer> memory_;
+  std::vector<int32_t> host_slots_;    // [group]
+  std::vector<kernels::Buffer> host_;  // [group]: [slot][layer], a layer's part as in a page
 };
 
 }  // namespace longstride::model

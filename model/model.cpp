@@ -84,6 +84,11 @@ absl::Status Model::InitCompute() {
   ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.backend, options_.backend_options));
   RETURN_IF_ERROR(CheckKvOptions(options_));
   const bool on_host = absl::IsUnimplemented(backend_->Memory().status());
+  if (on_host && options_.kv_host_bytes > 0) {
+    return absl::InvalidArgumentError(
+        StrCat("kv.host_memory is ", options_.kv_host_bytes, " bytes for pages that leave a GPU, but "
+               "this model computes in host memory; leave it out, and raise kv.memory instead."));
+  }
   // On a device the rest of the need is measured first: the cache begins as small as can be.
   int64_t budget = 0;
   if (on_host) {
@@ -102,7 +107,10 @@ absl::Status Model::InitCompute() {
   if (!dry.ok()) return Annotate(dry, "in a dry run of the largest steps");
   ASSIGN_OR_RETURN(const kernels::DeviceMemory memory, backend_->Memory());
   ASSIGN_OR_RETURN(budget, DeviceKvBudget(options_, memory, plan_.groups));
-  return cache_->SetBudget(backend_.get(), budget);
+  RETURN_IF_ERROR(cache_->SetBudget(backend_.get(), budget));
+  if (options_.kv_host_bytes == 0) return absl::OkStatus();
+  return Annotate(cache_->AllocateHostSlots(backend_.get(), options_.kv_host_bytes),
+                  "kv.host_memory");
 }
 
 absl::Status Model::InitText() {

@@ -30,6 +30,7 @@ struct ModelOptions {
   kernels::KvDType kv_dtype = kernels::KvDType::kF16;
   int64_t kv_budget_bytes = 0;  // 0: kv_memory_fraction of what the process may still use
   double kv_memory_fraction = 0.0;  // 0: the device's usual share (model/kv_budget.h)
+  int64_t kv_host_bytes = 0;  // pages that a device gives up move to so much host memory
   int32_t max_context = 0;        // 0: the checkpoint's
   int32_t max_step_tokens = 512;  // tokens of one forward pass
   int32_t max_sequences = 64;     // that one forward pass may decode

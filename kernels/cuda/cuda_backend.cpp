@@ -186,6 +186,41 @@ absl::StatusOr<TensorView> CudaBackend::ToHost(const TensorView& t) {
   return host;
 }
 
+absl::StatusOr<Buffer> CudaBackend::AllocateHost(int64_t bytes) {
+  RETURN_IF_ERROR(context_->MakeCurrent());
+  void* p = nullptr;
+  const cudaError_t error = cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocDefault);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return absl::ResourceExhaustedError(
+        StrCat("the system has no ", bytes, " bytes of host memory that can be pinned."));
+  }
+  RETURN_IF_ERROR(context_->Check(error, "allocating pinned memory"));
+  return Buffer(p, bytes, Device::kCpu, std::make_shared<PinnedDeleter>());
+}
+
+absl::Status CudaBackend::CopyBytes(std::span<const ByteCopy> copies) {
+  if (copies.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(context_->MakeCurrent());
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  std::vector<size_t> sizes;
+  for (const ByteCopy& copy : copies) {
+    to.push_back(copy.to);
+    from.push_back(copy.from);
+    sizes.push_back(static_cast<size_t>(copy.bytes));
+  }
+  // One call for all: a call for each of a layer's pages would take longer than the copy.
+  cudaMemcpyAttributes attributes{};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  size_t first = 0;
+  RETURN_IF_ERROR(context_->Check(
+      cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(), &attributes, &first,
+                           1, context_->stream()),
+      "copying pages"));
+  return context_->Synchronize();
+}
+
 absl::StatusOr<std::unique_ptr<LinearWeight>> CudaBackend::DoPrepareLinear(
     std::span<const TensorView> parts, bool* keeps_views) {
   if (keeps_views != nullptr) *keeps_views = false;

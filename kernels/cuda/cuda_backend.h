@@ -36,6 +36,8 @@ class CudaBackend : public Backend {
   absl::Status EndRepeatable() override;
   bool repeats_steps() const override { return use_graphs_; }
   absl::Status EndStep() override;
+  absl::StatusOr<Buffer> AllocateHost(int64_t bytes) override;
+  absl::Status CopyBytes(std::span<const ByteCopy> copies) override;
   absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
   bool samples() const override { return true; }
   bool ranks(PageScore score) const override { return UsesSummaries(score); }

@@ -67,6 +67,7 @@ absl::StatusOr<model::ModelOptions> ToModelOptions(const ServerConfig& config) {
   options.kv_dtype = ToKvDType(config);
   options.kv_budget_bytes = config.kv.memory;
   options.kv_memory_fraction = config.kv.memory_fraction;
+  options.kv_host_bytes = config.kv.host_memory;
   options.max_context = static_cast<int32_t>(config.max_context);
   options.max_step_tokens = static_cast<int32_t>(config.scheduler.max_step_tokens);
   options.max_sequences = static_cast<int32_t>(config.scheduler.max_running);

@@ -90,7 +90,8 @@ SchedulerState MakeState(const EngineOptions& options, const ExecutorInfo& info)
             .one_numerics_class = options.share_generated_pages && info.one_numerics_class,
             .max_cached_bytes =
                 static_cast<int64_t>(fraction * static_cast<double>(info.kv_budget_bytes)),
-            .unit_tokens = std::max(info.chunk_alignment, kPageTokens)});
+            .unit_tokens = std::max(info.chunk_alignment, kPageTokens),
+            .host_slots = info.num_host_slots});
   }
   return state;
 }
@@ -421,9 +422,13 @@ bool EngineCore::Step() {
   apply_failures_ = 0;
   NoteAdmissions();
   NotePeaks();
-  const auto decommits = scheduler_->allocator().TakeDecommits();
-  for (size_t g = 0; g < decommits.size(); ++g) {
-    if (!decommits[g].empty()) executor_->Decommit(static_cast<int32_t>(g), decommits[g]);
+  const int64_t copying = clock_->MonotonicNanos();
+  const absl::Status copied = MovePages();
+  const int64_t copy_ns = clock_->MonotonicNanos() - copying;
+  if (!copied.ok()) {
+    FailCopies(copied);
+    FlushOutputs();
+    return true;
   }
   BuildModelInput(scheduler_->state(), plan_.runs, &input_);
   AskForTokens();
@@ -444,7 +449,7 @@ bool EngineCore::Step() {
   report.emit_ns = (ready - planned) + (end - computed) - report.sample_ns;
   if (status.ok() && !plan_.runs.empty()) {
     cost_model_.Observe(plan_.work, report.prefill_tokens > 0,
-                        static_cast<double>(end - start) * 1e-9);
+                        static_cast<double>(end - start - copy_ns) * 1e-9);
   }
   Report(&report);
   if (options_.check_integrity && idle()) {
@@ -452,6 +457,39 @@ bool EngineCore::Step() {
     LS_CHECK_EQ(integrity.ToString(), absl::OkStatus().ToString());
   }
   return true;
+}
+
+// Pages go to host memory before their own gives room to others, and come back behind that.
+absl::Status EngineCore::MovePages() {
+  std::vector<model::PageCopy> copies = scheduler_->TakeCopies();
+  const auto decommits = scheduler_->allocator().TakeDecommits();
+  const auto back = std::stable_partition(copies.begin(), copies.end(),
+                                          [](const model::PageCopy& c) { return c.to_host; });
+  RETURN_IF_ERROR(CopyPages({copies.begin(), back}));
+  for (size_t g = 0; g < decommits.size(); ++g) {
+    if (!decommits[g].empty()) executor_->Decommit(static_cast<int32_t>(g), decommits[g]);
+  }
+  return CopyPages({back, copies.end()});
+}
+
+absl::Status EngineCore::CopyPages(std::span<const model::PageCopy> copies) {
+  if (copies.empty()) return absl::OkStatus();
+  const int64_t start = clock_->MonotonicNanos();
+  RETURN_IF_ERROR(executor_->CopyPages(copies));
+  int64_t bytes = 0;
+  for (const model::PageCopy& copy : copies) {
+    bytes += scheduler_->allocator().page_bytes(copy.group);
+  }
+  observer_->PagesCopied(copies.front().to_host, bytes,
+                         static_cast<double>(clock_->MonotonicNanos() - start) * 1e-9);
+  return absl::OkStatus();
+}
+
+// Nobody knows what the pages hold that should have come: their sequences end, the cache is emptied.
+void EngineCore::FailCopies(const absl::Status& status) {
+  scheduler_->FlushCache();
+  for (const Admission& admission : plan_.admit) plan_.runs.push_back({.id = admission.id});
+  FailRuns(status);
 }
 
 void EngineCore::NoteAdmissions() {
@@ -873,7 +911,11 @@ void EngineCore::Report(StepReport* report) {
                               .used = counts.used,
                               .cached = counts.cached,
                               .snapshot = state.groups[i].retention.keeps_all() ? 0 : counts.cached,
-                              .bytes_used = counts.used * page_bytes});
+                              .bytes_used = counts.used * page_bytes,
+                              .in_host = state.prefix_cache == nullptr
+                                             ? 0
+                                             : state.prefix_cache->host_slots_used(
+                                                   static_cast<int32_t>(i))});
   }
   report->kv_utilization = kv_utilization();
   observer_->StepDone(*report);

@@ -103,6 +103,9 @@ class EngineCore {
   void SetStalled(Request* request, bool stalled);
   void NoteAdmissions();
   void NotePeaks();
+  absl::Status MovePages();
+  absl::Status CopyPages(std::span<const model::PageCopy> copies);
+  void FailCopies(const absl::Status& status);
   void FailRuns(const absl::Status& status);
   void HandleOutput(StepReport* report);
   void HandleRun(const RunContext& run, StepReport* report);

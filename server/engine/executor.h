@@ -17,6 +17,7 @@ struct ExecutorInfo {
   std::vector<model::CacheGroup> groups;
   std::vector<int32_t> num_pages;   // per group: physical page ids 0 .. n-1; n >= budget / page_bytes
   int64_t kv_budget_bytes = 0;      // what the groups' pages in use may take together
+  std::vector<int32_t> num_host_slots;  // per group: pages that fit into host memory; empty: none
   int32_t vocab_size = 0;
   int32_t max_context = 0;
   int32_t max_step_tokens = 0;
@@ -40,6 +41,8 @@ class Executor {
   virtual absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) = 0;
   // Gives memory of free pages back, so that another group can grow within the budget.
   virtual void Decommit(int32_t group, std::span<const int32_t> pages) = 0;
+  // Copies pages to slots in host memory and back, in order; done when it returns.
+  virtual absl::Status CopyPages(std::span<const model::PageCopy> copies) = 0;
   // Whether Forward may succeed again after it failed. False is final: the engine stops serving.
   virtual bool healthy() const { return true; }
 };

@@ -9,6 +9,9 @@ ModelExecutor::ModelExecutor(model::Model* model) : model_(model) {
   info_.groups = cache.groups();
   for (size_t g = 0; g < info_.groups.size(); ++g) {
     info_.num_pages.push_back(cache.num_pages(static_cast<int32_t>(g)));
+    if (const int32_t slots = cache.num_host_slots(static_cast<int32_t>(g)); slots > 0) {
+      info_.num_host_slots.push_back(slots);
+    }
   }
   info_.kv_budget_bytes = cache.options().budget_bytes;
   info_.vocab_size = model->spec().vocab_size;
@@ -54,6 +57,10 @@ absl::Status ModelExecutor::Forward(const model::ModelInput& input, model::Model
 
 void ModelExecutor::Decommit(int32_t group, std::span<const int32_t> pages) {
   model_->cache().Decommit(group, pages);
+}
+
+absl::Status ModelExecutor::CopyPages(std::span<const model::PageCopy> copies) {
+  return model_->cache().CopyPages(&model_->backend(), copies);
 }
 
 }  // namespace longstride::engine

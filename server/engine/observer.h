@@ -18,6 +18,7 @@ struct GroupPages {
   int64_t cached = 0;     // held by the prefix cache alone: evictable
   int64_t snapshot = 0;   // of `cached`: window snapshots at cut points
   int64_t bytes_used = 0;
+  int64_t in_host = 0;    // moved to host memory
 };
 
 struct StepReport {
@@ -68,6 +69,8 @@ class EngineObserver {
   virtual void InterToken(double seconds) {}         // between two emissions of one choice
   virtual void Preempted(int32_t tokens_lost) {}
   virtual void PagesFreed(int32_t group, PageFreeCause cause, int64_t pages) {}
+  // Contents of pages moved to host memory or back, in the time given.
+  virtual void PagesCopied(bool to_host, int64_t bytes, double seconds) {}
   virtual void ClientStalled(double seconds) {}
   virtual void InvalidLogits() {}
   virtual void StepDone(const StepReport& report) {}

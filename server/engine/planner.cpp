@@ -120,7 +120,9 @@ class Planner {
   std::vector<Prefill> admitted_;
 };
 
+// Of kNoPage, what is in host memory: nobody's.
 int64_t Planner::RefsLeft(int32_t g, int32_t page) const {
+  if (page == kNoPage) return 0;
   const int64_t refs = state_.allocator->refs(g, page);
   if (released_.empty()) return refs;
   const auto it = released_.find({g, page});

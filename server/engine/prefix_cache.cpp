@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -24,6 +25,11 @@ PrefixCache::PrefixCache(PageAllocator* allocator, std::vector<model::Retention>
                           allocator->budget_bytes() / allocator->page_bytes(static_cast<int32_t>(g)));
   }
   LS_CHECK(options_.unit_tokens > 0 && options_.unit_tokens % kPageTokens == 0);
+  for (const int32_t slots : options_.host_slots) {
+    host_slots_.emplace_back(slots, /*full=*/true);
+    max_nodes_ += slots;
+  }
+  LS_CHECK(host_slots_.empty() || host_slots_.size() == groups_.size());
   // Nodes without pages (models whose layers are all windowed) are bounded too.
   max_nodes_ = 4 * max_nodes_ + 1024;
 }
@@ -87,7 +93,7 @@ PrefixCache::Match PrefixCache::Find(std::span<const Hash128> keys, int32_t max_
     for (size_t g = 0; g < groups_.size(); ++g) {
       const model::Retention& retention = groups_[g];
       if (retention.keeps_all()) continue;
-      const bool has = nodes_[node].pages[g] != kNoPage;
+      const bool has = nodes_[node].pages[g] != kNoPage || nodes_[node].slots[g] != kNoSlot;
       runs[g] = has ? runs[g] + 1 : 0;
       if (has && heads[g] == static_cast<int64_t>(p)) heads[g] = end;
       const int64_t window_begin =
@@ -105,14 +111,64 @@ PrefixCache::Match PrefixCache::Find(std::span<const Hash128> keys, int32_t max_
   return match;
 }
 
-void PrefixCache::SetTick(int32_t node, uint64_t tick) {
+bool PrefixCache::HoldsPage(const Node& n) const {
+  return std::any_of(n.pages.begin(), n.pages.end(), [](int32_t page) { return page != kNoPage; });
+}
+
+bool PrefixCache::HoldsWindowPage(const Node& n) const {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (!groups_[g].keeps_all() && n.pages[g] != kNoPage) return true;
+  }
+  return false;
+}
+
+void PrefixCache::Unlist(int32_t node) {
+  leaves_.erase(OrderOf(node));
+  host_leaves_.erase(OrderOf(node));
+  snapshots_.erase(OrderOf(node));
+}
+
+void PrefixCache::List(int32_t node) {
   Node& n = nodes_[node];
-  if (n.tick == tick) return;
-  const bool leaf = leaves_.erase(OrderOf(node)) > 0;
-  const bool snapshot = snapshots_.erase(OrderOf(node)) > 0;
-  n.tick = tick;
-  if (leaf) leaves_.insert(OrderOf(node));
-  if (snapshot) snapshots_.insert(OrderOf(node));
+  const bool in_pages = HoldsPage(n);
+  if (in_pages != n.in_pages) {
+    n.in_pages = in_pages;
+    if (n.parent >= 0) {
+      Unlist(n.parent);
+      nodes_[n.parent].children_in_pages += in_pages ? 1 : -1;
+      List(n.parent);
+    }
+  }
+  if (in_pages && n.children_in_pages == 0) leaves_.insert(OrderOf(node));
+  if (!in_pages && n.children == 0) host_leaves_.insert(OrderOf(node));
+  if (HoldsWindowPage(n)) snapshots_.insert(OrderOf(node));
+}
+
+void PrefixCache::SetTick(int32_t node, uint64_t tick) {
+  if (nodes_[node].tick == tick) return;
+  Unlist(node);
+  nodes_[node].tick = tick;
+  List(node);
+}
+
+void PrefixCache::Pin(std::span<const int32_t> nodes) {
+  for (const int32_t node : nodes) ++nodes_[node].pins;
+}
+
+void PrefixCache::Unpin(std::span<const int32_t> nodes) {
+  for (const int32_t node : nodes) --nodes_[node].pins;
+}
+
+void PrefixCache::Restore(int32_t node, int32_t group, int32_t page) {
+  int32_t& slot = nodes_[node].slots[group];
+  LS_CHECK(slot != kNoSlot && nodes_[node].pages[group] == kNoPage);
+  Unlist(node);
+  copies_.push_back({.group = group, .page = page, .slot = slot, .to_host = false});
+  host_slots_[group].Insert(slot);
+  slot = kNoSlot;
+  allocator_->SetCached(group, page);
+  nodes_[node].pages[group] = page;
+  List(node);
 }
 
 void PrefixCache::Touch(std::span<const Hash128> keys) {
@@ -136,9 +192,13 @@ int32_t PrefixCache::AddNode(const Hash128& key, int32_t parent, int32_t depth) 
   Node& n = nodes_[node];
   n = Node{.key = key, .parent = parent, .depth = depth, .tick = tick_};
   n.pages.assign(groups_.size(), kNoPage);
+  n.slots.assign(groups_.size(), kNoSlot);
   index_.emplace(key, node);
-  leaves_.insert(OrderOf(node));
-  if (parent >= 0 && nodes_[parent].children++ == 0) leaves_.erase(OrderOf(parent));
+  if (parent >= 0) {
+    Unlist(parent);
+    ++nodes_[parent].children;
+    List(parent);
+  }
   return node;
 }
 
@@ -158,11 +218,22 @@ void PrefixCache::Insert(const Source& source, int32_t first, int32_t end) {
         allocator_->SetCached(static_cast<int32_t>(g), page);
         nodes_[node].pages[g] = page;
       }
+      List(node);
     }
     SetTick(node, tick_);
     parent = node;
   }
-  while (num_nodes() > max_nodes_ && !leaves_.empty()) Remove(std::get<2>(*leaves_.begin()));
+  while (num_nodes() > max_nodes_ && RemoveFromHost()) {
+  }
+  for (auto leaf = leaves_.begin(); num_nodes() > max_nodes_ && leaf != leaves_.end();) {
+    const int32_t node = std::get<2>(*leaf);
+    if (nodes_[node].children > 0 || nodes_[node].pins > 0) {
+      ++leaf;
+      continue;
+    }
+    Remove(node);
+    leaf = leaves_.begin();
+  }
 }
 
 void PrefixCache::Snapshot(const Source& source, int32_t tokens) {
@@ -177,13 +248,14 @@ void PrefixCache::Snapshot(const Source& source, int32_t tokens) {
       }
       const int32_t node = Lookup(source.keys[p]);
       const int32_t page = (*source.pages)[g][p];
-      if (node < 0 || page == kNoPage || nodes_[node].pages[g] != kNoPage) continue;
+      if (node < 0 || page == kNoPage || nodes_[node].pages[g] != kNoPage ||
+          nodes_[node].slots[g] != kNoSlot) {
+        continue;
+      }
+      Unlist(node);
       allocator_->SetCached(static_cast<int32_t>(g), page);
       nodes_[node].pages[g] = page;
-      if (!nodes_[node].has_window_pages) {
-        nodes_[node].has_window_pages = true;
-        snapshots_.insert(OrderOf(node));
-      }
+      List(node);
     }
   }
 }
@@ -218,63 +290,129 @@ int64_t PrefixCache::DropPage(int32_t node, int32_t group) {
   return allocator_->page_bytes(group);
 }
 
-int64_t PrefixCache::DropWindowPages(int32_t node) {
+int32_t PrefixCache::TakeSlot(int32_t group) {
+  IdSet& free = host_slots_[group];
+  while (free.empty() && RemoveFromHost()) {
+  }
+  if (free.empty()) return kNoSlot;
+  const int32_t slot = free.Lowest();
+  free.Erase(slot);
+  return slot;
+}
+
+// REQUIRES: the node is not listed, and holds the page alone.
+bool PrefixCache::MoveToHost(int32_t node, int32_t group, int64_t* freed) {
+  if (host_slots_.empty()) return false;
+  const int32_t slot = TakeSlot(group);
+  if (slot == kNoSlot) return false;
+  copies_.push_back(
+      {.group = group, .page = nodes_[node].pages[group], .slot = slot, .to_host = true});
+  nodes_[node].slots[group] = slot;
+  *freed += DropPage(node, group);
+  return true;
+}
+
+int64_t PrefixCache::FreeWindowPages(int32_t node) {
   int64_t freed = 0;
-  bool left = false;
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    const int32_t page = nodes_[node].pages[g];
-    if (groups_[g].keeps_all() || page == kNoPage) continue;
-    if (allocator_->refs(static_cast<int32_t>(g), page) == 0) {
-      freed += DropPage(node, static_cast<int32_t>(g));
-    } else {
-      left = true;
-    }
+  Unlist(node);
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const auto g = static_cast<int32_t>(i);
+    const int32_t page = nodes_[node].pages[i];
+    if (groups_[i].keeps_all() || page == kNoPage || allocator_->refs(g, page) > 0) continue;
+    if (!MoveToHost(node, g, &freed)) freed += DropPage(node, g);
   }
-  if (!left) {
-    snapshots_.erase(OrderOf(node));
-    nodes_[node].has_window_pages = false;
-  }
+  List(node);
   return freed;
 }
 
-// REQUIRES: a leaf.
+int64_t PrefixCache::Evict(int32_t node) {
+  int64_t freed = 0;
+  Unlist(node);
+  bool moved = !host_slots_.empty() && !Referenced(node);
+  for (size_t i = 0; i < groups_.size() && moved; ++i) {
+    const auto g = static_cast<int32_t>(i);
+    if (nodes_[node].pages[i] == kNoPage || MoveToHost(node, g, &freed)) continue;
+    // A snapshot may go; a prefix without a page of its own is none.
+    moved = !groups_[i].keeps_all();
+    if (moved) freed += DropPage(node, g);
+  }
+  List(node);
+  if (moved) return freed;
+  if (nodes_[node].children == 0 && nodes_[node].pins == 0) return freed + Remove(node);
+  // Children without pages, of a model whose groups are all windowed.
+  const bool keeps = std::any_of(groups_.begin(), groups_.end(),
+                                 [](const model::Retention& r) { return r.keeps_all(); });
+  if (keeps || nodes_[node].pins > 0) return freed > 0 ? freed : -1;
+  return freed + FreeWindowPages(node);
+}
+
+// REQUIRES: no children.
 int64_t PrefixCache::Remove(int32_t node) {
   Node& n = nodes_[node];
-  LS_CHECK_EQ(n.children, 0);
+  LS_CHECK(n.children == 0 && n.pins == 0);
+  Unlist(node);
   int64_t freed = 0;
-  for (size_t g = 0; g < groups_.size(); ++g) freed += DropPage(node, static_cast<int32_t>(g));
-  leaves_.erase(OrderOf(node));
-  snapshots_.erase(OrderOf(node));
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    freed += DropPage(node, static_cast<int32_t>(g));
+    if (n.slots[g] != kNoSlot) host_slots_[g].Insert(std::exchange(n.slots[g], kNoSlot));
+  }
   index_.erase(n.key);
-  if (n.parent >= 0 && --nodes_[n.parent].children == 0) leaves_.insert(OrderOf(n.parent));
+  if (n.parent >= 0) {
+    Unlist(n.parent);
+    --nodes_[n.parent].children;
+    nodes_[n.parent].children_in_pages -= n.in_pages ? 1 : 0;
+    List(n.parent);
+  }
   free_nodes_.push_back(node);
   return freed;
 }
 
+// The least recently used node that holds no page and leads to none.
+bool PrefixCache::RemoveFromHost() {
+  for (const Order& order : host_leaves_) {
+    const int32_t node = std::get<2>(order);
+    if (nodes_[node].pins > 0) continue;
+    Remove(node);
+    return true;
+  }
+  return false;
+}
+
 int64_t PrefixCache::Free(int64_t bytes) {
   int64_t freed = 0;
-  auto leaf = leaves_.begin();
-  auto snapshot = snapshots_.begin();
+  // Everything before these was found in use.
+  Order leaf_from{}, snapshot_from{};
+  std::get<1>(leaf_from) = std::get<1>(snapshot_from) = std::numeric_limits<int32_t>::min();
   while (freed < bytes) {
+    auto leaf = leaves_.lower_bound(leaf_from);
     while (leaf != leaves_.end() && Referenced(std::get<2>(*leaf))) ++leaf;
+    auto snapshot = snapshots_.lower_bound(snapshot_from);
     while (snapshot != snapshots_.end() && !HasIdleWindowPages(std::get<2>(*snapshot))) ++snapshot;
     if (leaf == leaves_.end() && snapshot == snapshots_.end()) break;
-    if (leaf == leaves_.end() ||
-        (snapshot != snapshots_.end() && std::get<0>(*snapshot) < std::get<0>(*leaf))) {
-      freed += DropWindowPages(std::get<2>(*snapshot++));
-      continue;
-    }
-    const Order order = *leaf;
-    const int32_t node = std::get<2>(order);
-    if (snapshot != snapshots_.end() && std::get<2>(*snapshot) == node) ++snapshot;
-    const int32_t parent = nodes_[node].parent;
-    freed += Remove(node);
-    // The parent may have become the next leaf, also one that is older than `order`.
-    leaf = leaves_.lower_bound(parent >= 0 ? std::min(order, OrderOf(parent)) : order);
+    if (snapshot != snapshots_.end()) snapshot_from = *snapshot;
+    if (leaf != leaves_.end()) leaf_from = *leaf;
+    const bool takes_snapshot =
+        leaf == leaves_.end() || (snapshot != snapshots_.end() &&
+                                  std::get<0>(*snapshot) < std::get<0>(*leaf));
+    const Order order = takes_snapshot ? *snapshot : *leaf;
+    const int32_t node = std::get<2>(order), parent = nodes_[node].parent;
+    freed += takes_snapshot ? FreeWindowPages(node) : std::max<int64_t>(Evict(node), 0);
+    // What stayed in spite of all is passed by; a parent may have become a leaf.
+    if (!takes_snapshot) ++std::get<2>(leaf_from);
+    if (parent >= 0) leaf_from = std::min(leaf_from, OrderOf(parent));
   }
   // What is left lies above pages that running sequences hold: forget those, they keep their pages.
-  while (freed < bytes && allocator_->cached_bytes() > 0 && !leaves_.empty()) {
-    freed += Remove(std::get<2>(*leaves_.begin()));
+  for (auto it = leaves_.begin();
+       freed < bytes && allocator_->cached_bytes() > 0 && it != leaves_.end();) {
+    const int32_t node = std::get<2>(*it);
+    while (nodes_[node].children > 0 && RemoveFromHost()) {
+    }
+    if (nodes_[node].children > 0 || nodes_[node].pins > 0) {
+      ++it;
+      continue;
+    }
+    freed += Remove(node);
+    it = leaves_.begin();
   }
   return freed;
 }
@@ -285,7 +423,11 @@ void PrefixCache::Trim() {
 }
 
 void PrefixCache::Clear() {
-  while (!leaves_.empty()) Remove(std::get<2>(*leaves_.begin()));
+  do {
+    while (RemoveFromHost()) {
+    }
+    if (!leaves_.empty()) Remove(std::get<2>(*leaves_.begin()));
+  } while (!leaves_.empty() || !host_leaves_.empty());
 }
 
 std::vector<int64_t> PrefixCache::TakeEvictedPages() {
@@ -293,46 +435,67 @@ std::vector<int64_t> PrefixCache::TakeEvictedPages() {
 }
 
 absl::Status PrefixCache::CheckIntegrity() const {
-  std::vector<int64_t> idle(groups_.size(), 0);
-  size_t num_leaves = 0, num_snapshots = 0;
-  std::vector<int32_t> children(nodes_.size(), 0);
+  std::vector<int64_t> idle(groups_.size(), 0), slots(groups_.size(), 0);
+  size_t num_leaves = 0, num_host_leaves = 0, num_snapshots = 0;
+  std::vector<int32_t> children(nodes_.size(), 0), children_in_pages(nodes_.size(), 0);
   for (const auto& [key, node] : index_) {
     const Node& n = nodes_[node];
-    if (n.parent >= 0) ++children[n.parent];
     if (!(n.key == key)) return absl::InternalError("prefix cache: node under a wrong key");
+    if (n.parent < 0) continue;
+    ++children[n.parent];
+    children_in_pages[n.parent] += HoldsPage(n);
   }
   for (const auto& [key, node] : index_) {
     const Node& n = nodes_[node];
-    bool window_pages = false;
-    for (size_t g = 0; g < groups_.size(); ++g) {
-      const int32_t page = n.pages[g];
-      if (groups_[g].keeps_all() && page == kNoPage) {
-        return absl::InternalError(StrCat("prefix cache: node without its page of group ", g));
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      const auto g = static_cast<int32_t>(i);
+      const int32_t page = n.pages[i];
+      if (groups_[i].keeps_all() && (page == kNoPage) == (n.slots[i] == kNoSlot)) {
+        return absl::InternalError(
+            StrCat("prefix cache: a node with no or two places of its page of group ", g));
+      }
+      if (n.slots[i] != kNoSlot) {
+        if (page != kNoPage || host_slots_[i].Contains(n.slots[i])) {
+          return absl::InternalError(StrCat("prefix cache: slot ", n.slots[i], " is free too"));
+        }
+        ++slots[i];
       }
       if (page == kNoPage) continue;
-      if (!groups_[g].keeps_all()) window_pages = true;
-      if (!allocator_->cached(static_cast<int32_t>(g), page)) {
+      if (!allocator_->cached(g, page)) {
         return absl::InternalError(StrCat("prefix cache: group ", g, " page ", page, " not held"));
       }
-      idle[g] += allocator_->refs(static_cast<int32_t>(g), page) == 0;
+      idle[i] += allocator_->refs(g, page) == 0;
     }
-    if (n.children != children[node]) return absl::InternalError("prefix cache: children count");
-    if (leaves_.contains(OrderOf(node)) != (n.children == 0) ||
-        snapshots_.contains(OrderOf(node)) != window_pages ||
-        n.has_window_pages != window_pages) {
+    const bool in_pages = HoldsPage(n);
+    if (n.children != children[node] || n.children_in_pages != children_in_pages[node]) {
+      return absl::InternalError("prefix cache: children count");
+    }
+    const bool leaf = in_pages && n.children_in_pages == 0;
+    const bool host_leaf = !in_pages && n.children == 0;
+    if (n.in_pages != in_pages || leaves_.contains(OrderOf(node)) != leaf ||
+        host_leaves_.contains(OrderOf(node)) != host_leaf ||
+        snapshots_.contains(OrderOf(node)) != HoldsWindowPage(n)) {
       return absl::InternalError("prefix cache: a node is in the wrong list");
     }
-    num_leaves += n.children == 0;
-    num_snapshots += window_pages;
+    if (n.pins != 0) return absl::InternalError("prefix cache: a node is still pinned");
+    num_leaves += leaf;
+    num_host_leaves += host_leaf;
+    num_snapshots += HoldsWindowPage(n);
   }
-  if (num_leaves != leaves_.size() || num_snapshots != snapshots_.size()) {
+  if (num_leaves != leaves_.size() || num_host_leaves != host_leaves_.size() ||
+      num_snapshots != snapshots_.size()) {
     return absl::InternalError("prefix cache: a list holds nodes that are gone");
   }
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    if (idle[g] != allocator_->counts(static_cast<int32_t>(g)).cached) {
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const auto g = static_cast<int32_t>(i);
+    if (idle[i] != allocator_->counts(g).cached) {
       return absl::InternalError(
-          StrCat("prefix cache: holds ", idle[g], " idle pages of group ", g, ", allocator says ",
-                 allocator_->counts(static_cast<int32_t>(g)).cached));
+          StrCat("prefix cache: holds ", idle[i], " idle pages of group ", g, ", allocator says ",
+                 allocator_->counts(g).cached));
+    }
+    if (slots[i] != host_slots_used(g)) {
+      return absl::InternalError(StrCat("prefix cache: ", slots[i], " slots of group ", g,
+                                        " held, ", host_slots_used(g), " taken"));
     }
   }
   return absl::OkStatus();

@@ -132,7 +132,7 @@ void Scheduler::TakeMatch(const Admission& admission, Sequence* s) {
       int32_t page = kNoPage;
       if (PageIsLive(retention, admission.cached_tokens, static_cast<int64_t>(p))) {
         page = state_.prefix_cache->page(admission.nodes[p], g);
-        state_.allocator->Ref(g, page);
+        if (page != kNoPage) state_.allocator->Ref(g, page);
       }
       s->pages[i].push_back(page);
     }
@@ -143,23 +143,59 @@ void Scheduler::TakeMatch(const Admission& admission, Sequence* s) {
   }
 }
 
+// Pages of the match that are in host memory get fresh ones, where several sequences match them one.
+absl::Status Scheduler::RestoreMatch(const Admission& admission, Sequence* s,
+                                     std::vector<Restored>* restored) {
+  for (size_t i = 0; i < state_.groups.size(); ++i) {
+    const auto g = static_cast<int32_t>(i);
+    for (size_t p = 0; p < admission.nodes.size(); ++p) {
+      const int32_t node = admission.nodes[p];
+      if (!PageIsLive(state_.groups[i].retention, admission.cached_tokens,
+                      static_cast<int64_t>(p)) ||
+          !state_.prefix_cache->in_host(node, g)) {
+        continue;
+      }
+      const auto same = std::find_if(restored->begin(), restored->end(), [&](const Restored& r) {
+        return r.node == node && r.group == g;
+      });
+      if (same != restored->end()) {
+        state_.allocator->Ref(g, same->page);
+        s->pages[i][p] = same->page;
+        continue;
+      }
+      ASSIGN_OR_RETURN(s->pages[i][p], AllocatePage(g));
+      restored->push_back({node, g, s->pages[i][p]});
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int32_t> Scheduler::AllocatePage(int32_t group) {
+  PageAllocator& allocator = *state_.allocator;
+  const int64_t over = allocator.used_bytes() + allocator.cached_bytes() +
+                       allocator.page_bytes(group) - allocator.budget_bytes();
+  if (over > 0 && state_.prefix_cache != nullptr) state_.prefix_cache->Free(over);
+  const int32_t page = allocator.Allocate(group);
+  if (page != kNoPage) return page;
+  return absl::ResourceExhaustedError(
+      StrCat("no page of cache group ", state_.groups[static_cast<size_t>(group)].name,
+             " could be had: ", allocator.used_bytes(), " of ", allocator.budget_bytes(),
+             " bytes in use"));
+}
+
+std::vector<model::PageCopy> Scheduler::TakeCopies() {
+  if (state_.prefix_cache == nullptr) return {};
+  return state_.prefix_cache->TakeCopies();
+}
+
 absl::Status Scheduler::AllocateFor(const PlannedRun& run, Sequence* s,
                                     std::vector<std::vector<int32_t>>* fresh) {
-  PageAllocator& allocator = *state_.allocator;
   fresh->resize(state_.groups.size());
   const int64_t want = (run.first_position + run.num_tokens + kPageTokens - 1) / kPageTokens;
   for (size_t i = 0; i < state_.groups.size(); ++i) {
     const auto g = static_cast<int32_t>(i);
     for (int64_t have = std::ssize(s->pages[i]); have < want; ++have) {
-      const int64_t over = allocator.used_bytes() + allocator.cached_bytes() +
-                           allocator.page_bytes(g) - allocator.budget_bytes();
-      if (over > 0 && state_.prefix_cache != nullptr) state_.prefix_cache->Free(over);
-      const int32_t page = allocator.Allocate(g);
-      if (page == kNoPage) {
-        return absl::ResourceExhaustedError(
-            StrCat("no page of cache group ", state_.groups[i].name, " could be had: ",
-                   allocator.used_bytes(), " of ", allocator.budget_bytes(), " bytes in use"));
-      }
+      ASSIGN_OR_RETURN(const int32_t page, AllocatePage(g));
       (*fresh)[i].push_back(page);
     }
   }
@@ -181,11 +217,21 @@ absl::Status Scheduler::Apply(const StepPlan& plan, absl::Time now) {
       }
     }
   }
-  for (const Admission& admission : plan.admit) TakeMatch(admission, Find(admission.id));
+  for (const Admission& admission : plan.admit) {
+    if (!admission.nodes.empty()) state_.prefix_cache->Pin(admission.nodes);
+    TakeMatch(admission, Find(admission.id));
+  }
   std::vector<std::vector<std::vector<int32_t>>> fresh(plan.runs.size());
+  std::vector<Restored> restored;
   absl::Status status;
+  for (size_t i = 0; i < plan.admit.size() && status.ok(); ++i) {
+    status = RestoreMatch(plan.admit[i], Find(plan.admit[i].id), &restored);
+  }
   for (size_t i = 0; i < plan.runs.size() && status.ok(); ++i) {
     status = AllocateFor(plan.runs[i], Find(plan.runs[i].id), &fresh[i]);
+  }
+  for (const Admission& admission : plan.admit) {
+    if (!admission.nodes.empty()) state_.prefix_cache->Unpin(admission.nodes);
   }
   if (!status.ok()) {
     allocator.Rollback();
@@ -194,6 +240,7 @@ absl::Status Scheduler::Apply(const StepPlan& plan, absl::Time now) {
     return status;
   }
   allocator.Commit();
+  for (const Restored& r : restored) state_.prefix_cache->Restore(r.node, r.group, r.page);
 
   for (const SequenceId id : plan.preempt) {
     Sequence* s = Find(id);

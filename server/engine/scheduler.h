@@ -111,6 +111,9 @@ class Scheduler {
   PageAllocator& allocator() { return *state_.allocator; }
   PrefixCache* prefix_cache() { return state_.prefix_cache.get(); }
   FairShare& fair_share() { return state_.fair_share; }
+  // Copies between pages and host memory that must be made before the next step computes, those to
+  // host memory first, before any page gives its memory back.
+  std::vector<model::PageCopy> TakeCopies();
 
   Sequence* Find(SequenceId id);
   // A new sequence, waiting.
@@ -136,7 +139,15 @@ class Scheduler {
   absl::Status CheckIntegrity() const;
 
  private:
+  // A node's page of a group that comes back from host memory for an admission.
+  struct Restored {
+    int32_t node, group, page;
+  };
   void TakeMatch(const Admission& admission, Sequence* sequence);
+  absl::Status RestoreMatch(const Admission& admission, Sequence* sequence,
+                            std::vector<Restored>* restored);
+  // A page with one reference, at the expense of what only the prefix cache holds.
+  absl::StatusOr<int32_t> AllocatePage(int32_t group);
   absl::Status AllocateFor(const PlannedRun& run, Sequence* sequence,
                            std::vector<std::vector<int32_t>>* fresh);
   void Share(Sequence* sequence, int32_t computed_before);

@@ -52,6 +52,8 @@ enum class MetricId {
   kGpuDecodeSteps,
   kGpuSampledTokens,
   kGpuMemory,
+  kGpuPageCopyBytes,
+  kGpuPageCopySeconds,
   kGpuMeasuredSteps,
   kGpuKernelSeconds,
   kGpuAttentionFlops,

@@ -146,6 +146,7 @@ void Metrics::DescribeModel(const ModelFacts& facts) {
                         .used = pages.Series({group.name, "used"}),
                         .cached = pages.Series({group.name, "cached"}),
                         .snapshot = pages.Series({group.name, "snapshot"}),
+                        .host = pages.Series({group.name, "host"}),
                         .bytes = At(MetricId::kKvBytes).Series({group.name})};
     for (size_t i = 0; i < kFreeCauses; ++i) {
       cells.freed[i] = At(MetricId::kKvPagesFreed).Series({group.name, kCauses[i]});
@@ -203,6 +204,12 @@ void Metrics::PagesFreed(int32_t group, engine::PageFreeCause cause, int64_t pag
   groups_[index].freed[static_cast<size_t>(cause)]->Add(static_cast<double>(pages));
 }
 
+void Metrics::PagesCopied(bool to_host, int64_t bytes, double seconds) {
+  if (!gpu_) return;
+  gpu_->copied_bytes[to_host ? 1 : 0]->Add(static_cast<double>(bytes));
+  gpu_->copied_seconds[to_host ? 1 : 0]->Add(seconds);
+}
+
 void Metrics::ClientStalled(double seconds) {
   At(MetricId::kClientStall).Distribution().Observe(seconds);
 }
@@ -240,6 +247,7 @@ void Metrics::StepDone(const engine::StepReport& report) {
     groups_[i].used->Set(static_cast<double>(pages.used));
     groups_[i].cached->Set(static_cast<double>(pages.cached));
     groups_[i].snapshot->Set(static_cast<double>(pages.snapshot));
+    groups_[i].host->Set(static_cast<double>(pages.in_host));
     groups_[i].bytes->Set(static_cast<double>(pages.bytes_used));
   }
   for (const model::PatternCounters& counters : report.counters) {
@@ -259,6 +267,11 @@ void Metrics::MakeGpuCells() {
   }
   cells.on_device = At(MetricId::kGpuSampledTokens).Series({"device"});
   cells.on_host = At(MetricId::kGpuSampledTokens).Series({"host"});
+  constexpr const char* kDirections[] = {"in", "out"};
+  for (size_t i = 0; i < cells.copied_bytes.size(); ++i) {
+    cells.copied_bytes[i] = At(MetricId::kGpuPageCopyBytes).Series({kDirections[i]});
+    cells.copied_seconds[i] = At(MetricId::kGpuPageCopySeconds).Series({kDirections[i]});
+  }
   cells.measured = At(MetricId::kGpuMeasuredSteps).Series({});
   cells.attention = At(MetricId::kGpuKernelSeconds).Series({"attention"});
   cells.linear = At(MetricId::kGpuKernelSeconds).Series({"linear"});

@@ -67,6 +67,7 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   void InterToken(double seconds) override;
   void Preempted(int32_t tokens_lost) override;
   void PagesFreed(int32_t group, engine::PageFreeCause cause, int64_t pages) override;
+  void PagesCopied(bool to_host, int64_t bytes, double seconds) override;
   void ClientStalled(double seconds) override;
   void InvalidLogits() override;
   void StepDone(const engine::StepReport& report) override;
@@ -91,6 +92,7 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
     Cell* used = nullptr;
     Cell* cached = nullptr;
     Cell* snapshot = nullptr;
+    Cell* host = nullptr;
     Cell* bytes = nullptr;
     std::array<Cell*, kFreeCauses> freed = {};
   };
@@ -154,6 +156,7 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   Cell* prefill_tokens_ = nullptr;
   struct GpuCells {
     std::array<Cell*, 3> decode_steps = {};  // by StepRun
+    std::array<Cell*, 2> copied_bytes = {}, copied_seconds = {};  // in, out
     Cell* on_device = nullptr;
     Cell* on_host = nullptr;
     Cell* measured = nullptr;

@@ -46,6 +46,10 @@ FakeExecutor::FakeExecutor(const FakeExecutorOptions& options, FakeClock* clock)
     info_.num_pages.push_back(pages);
     shadow_.emplace_back(static_cast<size_t>(pages) * kPageTokens, uint64_t{0});
   }
+  info_.num_host_slots = options.host_slots;
+  for (const int32_t slots : options.host_slots) {
+    host_.emplace_back(static_cast<size_t>(slots) * kPageTokens, uint64_t{0});
+  }
 }
 
 double FakeExecutor::AttendedKeys(int64_t position, model::NumericsClass) const {
@@ -241,6 +245,26 @@ void FakeExecutor::Decommit(int32_t group, std::span<const int32_t> pages) {
     std::fill_n(shadow_[static_cast<size_t>(group)].begin() + ptrdiff_t{page} * kPageTokens,
                 kPageTokens, uint64_t{0});
   }
+}
+
+absl::Status FakeExecutor::CopyPages(std::span<const model::PageCopy> copies) {
+  if (std::exchange(fail_next_copy_, false)) return absl::InternalError("injected fault of a copy");
+  const PageAllocator& allocator = *scheduler_->state().allocator;
+  for (const model::PageCopy& copy : copies) {
+    const auto g = static_cast<size_t>(copy.group);
+    if (copy.to_host != copies.front().to_host) Error("copies of both directions in one call");
+    if (!copy.to_host && !allocator.cached(copy.group, copy.page)) {
+      Error(StrCat("page ", copy.page, " comes back to nobody"));
+    }
+    const auto page = shadow_[g].begin() + ptrdiff_t{copy.page} * kPageTokens;
+    const auto slot = host_[g].begin() + ptrdiff_t{copy.slot} * kPageTokens;
+    if (copy.to_host) {
+      std::copy_n(page, kPageTokens, slot);
+    } else {
+      std::copy_n(slot, kPageTokens, page);
+    }
+  }
+  return absl::OkStatus();
 }
 
 const std::string& FakeText::Bytes(int32_t token) {

@@ -21,6 +21,7 @@ namespace longstride::engine {
 struct FakeExecutorOptions {
   std::vector<model::CacheGroup> groups;
   int64_t kv_budget_bytes = 0;
+  std::vector<int32_t> host_slots;  // by group
   int32_t vocab_size = 48;
   int32_t hidden_dim = 4;
   int32_t max_context = 4096;
@@ -49,8 +50,10 @@ class FakeExecutor : public Executor {
   double AttendedKeys(int64_t position, model::NumericsClass numerics) const override;
   absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override;
   void Decommit(int32_t group, std::span<const int32_t> pages) override;
+  absl::Status CopyPages(std::span<const model::PageCopy> copies) override;
   bool healthy() const override { return healthy_; }
 
+  void FailNextCopy() { fail_next_copy_ = true; }
   // The next Forward fails (after it may have written half of the step's keys).
   void FailNext() { fail_next_ = true; }
   void Break() { healthy_ = false; }
@@ -85,6 +88,7 @@ class FakeExecutor : public Executor {
   const Scheduler* scheduler_ = nullptr;
   const StepPlan* plan_ = nullptr;
   std::vector<std::vector<uint64_t>> shadow_;  // [group][page * 64 + slot]
+  std::vector<std::vector<uint64_t>> host_;    // [group][slot * 64 + slot of the page]
   std::map<SequenceId, Known> known_;
   std::vector<float> logits_;
   std::vector<float> hidden_;
@@ -92,6 +96,7 @@ class FakeExecutor : public Executor {
   int64_t positions_checked_ = 0;
   int64_t steps_ = 0;
   bool fail_next_ = false;
+  bool fail_next_copy_ = false;
   bool healthy_ = true;
   bool invalid_next_ = false;
   double delay_ = 1.0;

@@ -15,14 +15,15 @@ constexpr int64_t kFullBytes = 100, kWindowBytes = 300;
 
 // One group that keeps everything, one with a window of 128 (2 pages and an edge).
 struct Fixture {
-  explicit Fixture(int64_t budget = 100'000, model::Retention window = {.window = 128})
+  explicit Fixture(int64_t budget = 100'000, model::Retention window = {.window = 128},
+                   std::vector<int32_t> host_slots = {})
       : retentions{{}, window},
         allocator({{.num_pages = static_cast<int32_t>(budget / kFullBytes), .page_bytes = kFullBytes},
                    {.num_pages = static_cast<int32_t>(budget / kWindowBytes),
                     .page_bytes = kWindowBytes}},
                   budget),
         cache(&allocator, retentions,
-              {.key = {.lo = 1, .hi = 2}, .max_cached_bytes = budget}) {
+              {.key = {.lo = 1, .hi = 2}, .max_cached_bytes = budget, .host_slots = host_slots}) {
     root = cache.RootKey({});
   }
   ~Fixture() {
@@ -236,6 +237,56 @@ TEST(PrefixCache, MatchesAreAlwaysComplete) {
       ASSERT_EQ(f.allocator.CheckIntegrity(), absl::OkStatus());
     }
   }
+}
+
+TEST(PrefixCacheInHostMemory, MovesWhatItWouldGiveUpAndBringsItBack) {
+  Fixture f(100'000, {.window = 128}, {6, 6});
+  std::vector<int32_t> tokens(4 * kPageTokens);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i % 7);
+  const std::vector<Hash128> keys = f.Store(tokens, {4 * kPageTokens});
+  const PrefixCache::Match before = f.cache.Find(keys, 1 << 20);
+  EXPECT_EQ(before.tokens, 4 * kPageTokens);
+  f.cache.Free(1 << 20);
+  EXPECT_EQ(f.allocator.cached_bytes(), 0);
+  EXPECT_EQ(f.cache.host_slots_used(0), 4);
+  EXPECT_EQ(f.cache.CheckIntegrity(), absl::OkStatus());
+  const std::vector<model::PageCopy> out = f.cache.TakeCopies();
+  EXPECT_EQ(std::ssize(out), 4 + f.cache.host_slots_used(1));
+  for (const model::PageCopy& copy : out) EXPECT_TRUE(copy.to_host);
+  const PrefixCache::Match match = f.cache.Find(keys, 1 << 20);
+  ASSERT_EQ(match.tokens, before.tokens);
+  // Another prefix takes the slots; pinned ones stay.
+  f.cache.Pin(match.nodes);
+  std::vector<int32_t> other(3 * kPageTokens, 5);
+  f.Store(other, {});
+  f.cache.Free(1 << 20);
+  EXPECT_EQ(f.cache.Find(keys, 1 << 20).tokens, before.tokens);
+  f.cache.Unpin(match.nodes);
+  f.cache.TakeCopies();
+  for (const int32_t node : match.nodes) {
+    for (int32_t g = 0; g < 2; ++g) {
+      if (!f.cache.in_host(node, g)) continue;
+      const int32_t page = f.allocator.Allocate(g);
+      f.cache.Restore(node, g, page);
+      f.allocator.Unref(g, page);
+    }
+  }
+  EXPECT_EQ(f.cache.CheckIntegrity(), absl::OkStatus());
+  const std::vector<model::PageCopy> back = f.cache.TakeCopies();
+  EXPECT_EQ(back.size(), out.size());
+  for (const model::PageCopy& copy : back) EXPECT_FALSE(copy.to_host);
+  EXPECT_EQ(f.cache.Find(keys, 1 << 20).tokens, before.tokens);
+}
+
+TEST(PrefixCacheInHostMemory, GivesUpTheLeastRecentlyUsedWhereSlotsRunOut) {
+  Fixture f(100'000, {.window = 128}, {3, 3});
+  const std::vector<Hash128> first = f.Store(std::vector<int32_t>(3 * kPageTokens, 1), {});
+  const std::vector<Hash128> second = f.Store(std::vector<int32_t>(2 * kPageTokens, 2), {});
+  f.cache.Free(1 << 20);
+  EXPECT_EQ(f.allocator.cached_bytes(), 0);
+  EXPECT_EQ(f.cache.host_slots_used(0), 3);
+  EXPECT_EQ(f.cache.num_nodes(), 3);
+  EXPECT_EQ(f.cache.CheckIntegrity(), absl::OkStatus());
 }
 
 }  // namespace

@@ -46,6 +46,9 @@ struct Observed : EngineObserver {
     if (cause == PageFreeCause::kWindow) result->window_pages += pages;
   }
   void ClientStalled(double) override { ++result->stalled; }
+  void PagesCopied(bool to_host, int64_t bytes, double) override {
+    (to_host ? result->bytes_to_host : result->bytes_from_host) += bytes;
+  }
 };
 
 // What a client saw.
@@ -145,6 +148,7 @@ class Simulation {
   int32_t max_prompt_ = 0;
   // Swarm: each seed has some kinds of trouble only.
   double fault_ = 0, allocation_fault_ = 0, late_ = 0, cancel_ = 0, invalid_ = 0, flush_ = 0;
+  double copy_fault_ = 0;
   double long_ = 0.5, arrival_ = 0.2, deadline_ = 0, slow_reader_ = 0;
 };
 
@@ -221,6 +225,13 @@ void Simulation::Configure(uint64_t seed) {
   for (const auto& g : e.groups) {
     StrAppend(&result_.config, ", [w ", g.retention.window, " s ", g.retention.sink_tokens, " c ",
               g.retention.chunk, " ", g.page_bytes, "B]");
+  }
+  if (random_.Chance(0.6)) {
+    for (int32_t g = 0; g < num_groups; ++g) {
+      e.host_slots.push_back(random_.Int(random_.Chance(0.3) ? 1 : 10, 60));
+    }
+    copy_fault_ = random_.Chance(0.3) ? 0.01 : 0.0;
+    StrAppend(&result_.config, ", host ", e.host_slots[0]);
   }
   observer_.result = &result_;
   executor_ = std::make_unique<FakeExecutor>(e, &clock_);
@@ -311,6 +322,10 @@ void Simulation::Traffic() {
   }
   if (random_.Chance(fault_)) {
     executor_->FailNext();
+    ++result_.faults;
+  }
+  if (copy_fault_ > 0 && random_.Chance(copy_fault_)) {
+    executor_->FailNextCopy();
     ++result_.faults;
   }
   if (random_.Chance(invalid_)) executor_->InvalidateNextLogits();

@@ -18,6 +18,8 @@ struct SimulationResult {
   int64_t cached_tokens = 0;
   int64_t generated_hits = 0;
   int64_t evicted_pages = 0;
+  int64_t bytes_to_host = 0;
+  int64_t bytes_from_host = 0;
   int64_t window_pages = 0;
   int64_t aborted = 0;
   int64_t stalled = 0;

@@ -40,6 +40,8 @@ TEST(EngineSimulation, KeepsItsPromisesUnderRandomTraffic) {
     all.generated_hits += result.generated_hits;
     all.evicted_pages += result.evicted_pages;
     all.window_pages += result.window_pages;
+    all.bytes_to_host += result.bytes_to_host;
+    all.bytes_from_host += result.bytes_from_host;
     all.aborted += result.aborted;
     all.stalled += result.stalled;
     all.faults += result.faults;
@@ -63,6 +65,8 @@ TEST(EngineSimulation, KeepsItsPromisesUnderRandomTraffic) {
   EXPECT_GT(all.generated_hits, 0);
   EXPECT_GT(all.evicted_pages, 100);
   EXPECT_GT(all.window_pages, 100);
+  EXPECT_GT(all.bytes_to_host, 1'000'000);
+  EXPECT_GT(all.bytes_from_host, 1'000'000);
   EXPECT_GT(all.aborted, 100);
   EXPECT_GT(all.stalled, 10);
   EXPECT_GT(all.faults, 50);

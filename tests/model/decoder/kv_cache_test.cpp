@@ -205,5 +205,61 @@ TEST(KvCache, TakesAnotherBudget) {
             absl::StatusCode::kResourceExhausted);
 }
 
+TEST(KvCache, PagesGoToHostSlotsAndComeBack) {
+  for (const auto dtype : {kernels::KvDType::kF16, kernels::KvDType::kQ8}) {
+    Fixture f(dtype);
+    ASSERT_TRUE(f.cache->AllocateHostSlots(f.backend.get(), 4 << 20).ok());
+    int64_t bytes = 0;
+    for (int32_t g = 0; g < 3; ++g) {
+      EXPECT_GE(f.cache->num_host_slots(g), 2);
+      bytes += f.cache->num_host_slots(g) * f.cache->groups()[static_cast<size_t>(g)].page_bytes;
+    }
+    EXPECT_LE(bytes, 4 << 20);
+    std::vector<PageCopy> out, back;
+    const auto fill = [&](int32_t page, int value) {
+      for (int32_t g = 0; g < 3; ++g) {
+        for (const int32_t layer : f.cache->groups()[static_cast<size_t>(g)].layers) {
+          for (int part = 0; part < f.NumParts(g); ++part) {
+            std::memset(f.Page(g, layer, part, page), value + g * 20 + layer * 3 + part,
+                        f.PartBytes(g, layer, part));
+          }
+        }
+      }
+    };
+    fill(0, 1);
+    fill(1, 100);
+    for (int32_t g = 0; g < 3; ++g) {
+      for (int32_t page : {0, 1}) {
+        out.push_back({.group = g, .page = page, .slot = 1 - page, .to_host = true});
+        back.push_back({.group = g, .page = 3 - page, .slot = 1 - page});
+      }
+    }
+    ASSERT_TRUE(f.cache->CopyPages(f.backend.get(), out).ok());
+    fill(0, 0);
+    fill(1, 0);
+    ASSERT_TRUE(f.cache->CopyPages(f.backend.get(), back).ok());
+    for (int32_t g = 0; g < 3; ++g) {
+      for (const int32_t layer : f.cache->groups()[static_cast<size_t>(g)].layers) {
+        for (int part = 0; part < f.NumParts(g); ++part) {
+          for (const int32_t page : {0, 1}) {
+            const std::vector<char> expected(
+                f.PartBytes(g, layer, part),
+                static_cast<char>((page == 0 ? 1 : 100) + g * 20 + layer * 3 + part));
+            EXPECT_EQ(std::memcmp(f.Page(g, layer, part, 3 - page), expected.data(),
+                                  expected.size()),
+                      0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(KvCache, SaysWhenNoSlotFits) {
+  Fixture f(kernels::KvDType::kF16);
+  EXPECT_THAT(std::string(f.cache->AllocateHostSlots(f.backend.get(), 1000).message()),
+              HasSubstr("raise it, or leave it out"));
+}
+
 }  // namespace
 }  // namespace longstride::model
