@@ -20,7 +20,7 @@ parts=("${@:3}")
 tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests sampling_test)
 # What of them uses the device.
 declare -A filters=([kernels_tests]='*cuda*:*Cuda*:*MakeBackend*' [families_parity_tests]='*Cuda*'
-  [decoder_test]='*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*Repeatable*'
+  [decoder_test]='*KvCache*:*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*Repeatable*'
   [sampling_test]='*Device*')
 
 # The shared libraries that binaries need, without those of the C and C++ compilers.

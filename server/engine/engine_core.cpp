@@ -415,7 +415,7 @@ bool EngineCore::Step() {
   const absl::Status applied = scheduler_->Apply(plan_, now_);
   if (!applied.ok()) {
     Log(LogLevel::kError, "a step could not be set up", {{"error", applied.ToString()}});
-    if (++apply_failures_ >= kMaxApplyFailures) FailRuns(applied);
+    if (++apply_failures_ >= kMaxApplyFailures) FailStep(applied, NumbersOfRuns());
     FlushOutputs();
     return true;
   }
@@ -441,7 +441,7 @@ bool EngineCore::Step() {
   if (status.ok()) {
     HandleOutput(&report);
   } else {
-    FailRuns(status);
+    FailStep(status, NumbersOfRuns());
   }
   scheduler_->EndStep();
   FlushOutputs();
@@ -488,8 +488,11 @@ absl::Status EngineCore::CopyPages(std::span<const model::PageCopy> copies) {
 // Nobody knows what the pages hold that should have come: their sequences end, the cache is emptied.
 void EngineCore::FailCopies(const absl::Status& status) {
   scheduler_->FlushCache();
-  for (const Admission& admission : plan_.admit) plan_.runs.push_back({.id = admission.id});
-  FailRuns(status);
+  std::set<RequestNumber> numbers = NumbersOfRuns();
+  for (const Admission& admission : plan_.admit) {
+    numbers.insert(admission.id / kSequencesPerRequest);
+  }
+  FailStep(status, numbers);
 }
 
 void EngineCore::NoteAdmissions() {
@@ -560,12 +563,16 @@ void EngineCore::AskForTokens() {
   }
 }
 
-// What was computed is lost; whole pages from before the step stay good.
-void EngineCore::FailRuns(const absl::Status& status) {
-  const std::string id = StrCat("e-", next_error_++);
-  Log(LogLevel::kError, "a step failed", {{"error_id", id}, {"error", status.ToString()}});
+std::set<RequestNumber> EngineCore::NumbersOfRuns() const {
   std::set<RequestNumber> numbers;
   for (const PlannedRun& run : plan_.runs) numbers.insert(run.id / kSequencesPerRequest);
+  return numbers;
+}
+
+// What was computed is lost; whole pages from before the step stay good.
+void EngineCore::FailStep(const absl::Status& status, const std::set<RequestNumber>& numbers) {
+  const std::string id = StrCat("e-", next_error_++);
+  Log(LogLevel::kError, "a step failed", {{"error_id", id}, {"error", status.ToString()}});
   for (const RequestNumber number : numbers) {
     const auto it = requests_.find(number);
     if (it == requests_.end()) continue;

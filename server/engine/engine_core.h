@@ -106,7 +106,8 @@ class EngineCore {
   absl::Status MovePages();
   absl::Status CopyPages(std::span<const model::PageCopy> copies);
   void FailCopies(const absl::Status& status);
-  void FailRuns(const absl::Status& status);
+  std::set<RequestNumber> NumbersOfRuns() const;
+  void FailStep(const absl::Status& status, const std::set<RequestNumber>& numbers);
   void HandleOutput(StepReport* report);
   void HandleRun(const RunContext& run, StepReport* report);
   void ReportProgress(Request* request, int32_t processed);

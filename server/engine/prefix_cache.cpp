@@ -129,6 +129,7 @@ void PrefixCache::Unlist(int32_t node) {
 }
 
 void PrefixCache::List(int32_t node) {
+  Unlist(node);  // a child that was removed meanwhile has listed it
   Node& n = nodes_[node];
   const bool in_pages = HoldsPage(n);
   if (in_pages != n.in_pages) {
@@ -423,11 +424,14 @@ void PrefixCache::Trim() {
 }
 
 void PrefixCache::Clear() {
-  do {
+  while (!index_.empty()) {
     while (RemoveFromHost()) {
     }
-    if (!leaves_.empty()) Remove(std::get<2>(*leaves_.begin()));
-  } while (!leaves_.empty() || !host_leaves_.empty());
+    const auto end = std::find_if(leaves_.begin(), leaves_.end(), [this](const Order& order) {
+      return nodes_[std::get<2>(order)].children == 0;
+    });
+    if (end != leaves_.end()) Remove(std::get<2>(*end));
+  }
 }
 
 std::vector<int64_t> PrefixCache::TakeEvictedPages() {
@@ -477,7 +481,6 @@ absl::Status PrefixCache::CheckIntegrity() const {
         snapshots_.contains(OrderOf(node)) != HoldsWindowPage(n)) {
       return absl::InternalError("prefix cache: a node is in the wrong list");
     }
-    if (n.pins != 0) return absl::InternalError("prefix cache: a node is still pinned");
     num_leaves += leaf;
     num_host_leaves += host_leaf;
     num_snapshots += HoldsWindowPage(n);

@@ -40,7 +40,9 @@ struct Fixture {
   std::unique_ptr<kernels::Backend> backend =
       *kernels::MakeBackend(kernels::BackendKind::kReference, {});
   std::unique_ptr<KvCache> cache;
-  explicit Fixture(kernels::KvDType dtype, int64_t budget = 4 << 20) {
+  explicit Fixture(kernels::KvDType dtype, int64_t budget = 4 << 20,
+                   std::unique_ptr<kernels::Backend> other = nullptr) {
+    if (other != nullptr) backend = std::move(other);
     cache =
         *KvCache::Create(backend.get(), Groups(dtype), {.dtype = dtype, .budget_bytes = budget});
   }
@@ -253,6 +255,49 @@ TEST(KvCache, PagesGoToHostSlotsAndComeBack) {
       }
     }
   }
+}
+
+// Keys written on the device come back to other pages, past memory that was given back meanwhile.
+TEST(KvCache, PagesLeaveAGpuAndComeBack) {
+  auto made = kernels::MakeBackend(kernels::BackendKind::kCuda, {});
+  if (!made.ok()) GTEST_SKIP() << "no CUDA device can be used";
+  Fixture f(kernels::KvDType::kF16, 64 << 20, *std::move(made));
+  ASSERT_TRUE(f.cache->AllocateHostSlots(f.backend.get(), 16 << 20).ok());
+  constexpr int64_t kWidth = 2 * 64;
+  auto buffer = f.backend->Allocate(kernels::kPageTokens * kWidth * 4);
+  auto host = f.backend->AllocateHost(kernels::kPageTokens * kWidth * 4);
+  ASSERT_TRUE(buffer.ok() && host.ok());
+  for (int64_t i = 0; i < kernels::kPageTokens * kWidth; ++i) {
+    host->as<float>()[i] = static_cast<float>(i % 2039);
+  }
+  const kernels::ByteCopy up = {host->data(), buffer->data(), host->bytes()};
+  ASSERT_TRUE(f.backend->CopyBytes({&up, 1}).ok());
+  const int64_t shape[] = {kernels::kPageTokens, 2, 64};
+  const kernels::TensorView rows = kernels::TensorView::Contiguous(
+      buffer->data(), kernels::DType::kF32, shape, 3, kernels::Device::kCuda);
+  std::vector<int32_t> ids(kernels::kPageTokens, 3), slots(kernels::kPageTokens);
+  for (int32_t i = 0; i < kernels::kPageTokens; ++i) slots[static_cast<size_t>(i)] = i;
+  ASSERT_TRUE(f.cache->Commit(0, ids).ok());
+  ASSERT_TRUE(f.backend->BeginStep({}).ok());
+  ASSERT_TRUE(f.backend->KvWrite({.k = rows, .v = rows, .cache = f.cache->View(0, 1),
+                                  .page_ids = ids.data(), .slots = slots.data()}).ok());
+  ASSERT_TRUE(f.backend->EndStep().ok());
+  const auto contents = [&](int32_t page) {
+    std::vector<char> bytes(f.PartBytes(0, 1, 0));
+    auto to = f.backend->AllocateHost(static_cast<int64_t>(bytes.size()));
+    const kernels::ByteCopy down = {f.Page(0, 1, 0, page), to->data(), to->bytes()};
+    EXPECT_TRUE(f.backend->CopyBytes({&down, 1}).ok());
+    std::memcpy(bytes.data(), to->data(), bytes.size());
+    return bytes;
+  };
+  const std::vector<char> before = contents(3);
+  EXPECT_NE(before, std::vector<char>(before.size(), before[0]));
+  const PageCopy out = {.group = 0, .page = 3, .slot = 1, .to_host = true};
+  ASSERT_TRUE(f.cache->CopyPages(f.backend.get(), {&out, 1}).ok());
+  f.cache->Decommit(0, {&ids[0], 1});
+  const PageCopy back = {.group = 0, .page = 17, .slot = 1, .to_host = false};
+  ASSERT_TRUE(f.cache->CopyPages(f.backend.get(), {&back, 1}).ok());
+  EXPECT_EQ(contents(17), before);
 }
 
 TEST(KvCache, SaysWhenNoSlotFits) {
