@@ -146,7 +146,7 @@ void Metrics::DescribeModel(const ModelFacts& facts) {
                         .used = pages.Series({group.name, "used"}),
                         .cached = pages.Series({group.name, "cached"}),
                         .snapshot = pages.Series({group.name, "snapshot"}),
-                        .host = pages.Series({group.name, "host"}),
+                        .host = facts.on_gpu ? pages.Series({group.name, "host"}) : nullptr,
                         .bytes = At(MetricId::kKvBytes).Series({group.name})};
     for (size_t i = 0; i < kFreeCauses; ++i) {
       cells.freed[i] = At(MetricId::kKvPagesFreed).Series({group.name, kCauses[i]});
@@ -247,7 +247,7 @@ void Metrics::StepDone(const engine::StepReport& report) {
     groups_[i].used->Set(static_cast<double>(pages.used));
     groups_[i].cached->Set(static_cast<double>(pages.cached));
     groups_[i].snapshot->Set(static_cast<double>(pages.snapshot));
-    groups_[i].host->Set(static_cast<double>(pages.in_host));
+    if (groups_[i].host != nullptr) groups_[i].host->Set(static_cast<double>(pages.in_host));
     groups_[i].bytes->Set(static_cast<double>(pages.bytes_used));
   }
   for (const model::PatternCounters& counters : report.counters) {

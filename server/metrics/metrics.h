@@ -92,7 +92,7 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
     Cell* used = nullptr;
     Cell* cached = nullptr;
     Cell* snapshot = nullptr;
-    Cell* host = nullptr;
+    Cell* host = nullptr;  // on a GPU
     Cell* bytes = nullptr;
     std::array<Cell*, kFreeCauses> freed = {};
   };
