@@ -54,6 +54,7 @@ class InstantExecutor : public Executor {
     return absl::OkStatus();
   }
   void Decommit(int32_t, std::span<const int32_t>) override {}
+  absl::Status CopyPages(std::span<const model::PageCopy>) override { return absl::OkStatus(); }
 
  private:
   ExecutorInfo info_;
