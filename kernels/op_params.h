@@ -216,7 +216,9 @@ struct AttentionParams {
   const float* sinks = nullptr;           // [query heads], or nullptr
   TensorView out = {};                    // [rows, query heads, head_dim]
   float* lse = nullptr;                   // [rows, query heads], or nullptr
-  AttentionCounters* counters = nullptr;  // added to, or nullptr
+  // Added to, or nullptr. What lists with padding show that lie on a device is added by EndStep: there the
+  // counters must live until then.
+  AttentionCounters* counters = nullptr;
 };
 inline constexpr int32_t kAttentionSegment = 1024;
 

@@ -18,7 +18,7 @@ struct AttentionCall {
   const kernels::AttentionParams* params = nullptr;
   std::span<const QueryRun> runs;  // of q's rows
   int64_t keys_total = 0;          // (row, head, key) triples that dense causal attention reads
-  kernels::AttentionCounters counters;
+  kernels::AttentionCounters counters;  // without what a device adds when the step ends
 };
 
 class AttentionObserver {

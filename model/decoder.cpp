@@ -134,6 +134,10 @@ absl::Status DecoderImpl::Deliver(const ModelInput& input, int32_t num_logits,
   for (size_t i = 0; i < results.size(); ++i) {
     output->chosen[choice_of_[i]] = DeviceChoices::Result(choices_.rows()[i], results[i]);
   }
+  for (size_t p = 0; p < keys_.size(); ++p) {
+    output->counters[p].keys_visible += keys_[p].keys_visible;
+    output->counters[p].keys_read += keys_[p].keys_read;
+  }
   output->kernel_times = backend_->TakeKernelTimes();
   return absl::OkStatus();
 }
@@ -208,6 +212,7 @@ void DecoderImpl::BeginStep(ModelOutput* output) {
   for (size_t p = 0; p < output->counters.size(); ++p) {
     output->counters[p] = {.pattern = static_cast<int32_t>(p)};
   }
+  keys_.assign(plan_->patterns.size(), {});
   times_ = &output->times;
   counters_ = &output->counters;
   hidden_ = logits_ = {};

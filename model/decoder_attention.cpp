@@ -196,7 +196,8 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
     const auto g = static_cast<size_t>(segment.group);
     const CacheGroup& group = cache_->groups()[g];
     const int64_t first = int64_t{segment.query.first} * a.head_dim;
-    kernels::AttentionCounters counters;
+    kernels::AttentionCounters& counters = keys_[static_cast<size_t>(segment.pattern)];
+    const kernels::AttentionCounters before = counters;
     const kernels::AttentionParams params = {
         .q = Heads(query, first, segment.query.count, a.head_dim),
         .cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
@@ -215,15 +216,14 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
     const int64_t keys_total =
         segment.query.count * (last_ ? layout_.keys_wanted_rows : layout_.keys_all_rows);
     total.keys_total += keys_total;
-    total.keys_visible += counters.keys_visible;
-    total.keys_read += counters.keys_read;
     if (observer_ != nullptr) {
       observer_->OnAttention({.layer = static_cast<int32_t>(l),
                               .segment = &segment,
                               .params = &params,
                               .runs = last_ ? layout_.wanted_runs : layout_.runs,
                               .keys_total = keys_total,
-                              .counters = counters});
+                              .counters = {counters.keys_visible - before.keys_visible,
+                                           counters.keys_read - before.keys_read}});
     }
   }
   return absl::OkStatus();

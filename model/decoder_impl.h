@@ -179,6 +179,7 @@ class DecoderImpl : public Decoder {
   bool last_ = false;  // rows_ are the wanted ones
   StepTimes* times_ = nullptr;
   std::vector<PatternCounters>* counters_ = nullptr;
+  std::vector<kernels::AttentionCounters> keys_;  // [pattern] of the step; complete when it ended
   AttentionObserver* observer_ = nullptr;
 };
 

@@ -116,6 +116,7 @@ absl::Status CudaBackend::BeginStep(std::span<const HostArray> arrays) {
   run_ = StepRun::kLaunched;
   status_queued_ = false;
   attention_.BeginStep();
+  measured_.clear();
   timer_.BeginStep();
   return arrays_.Begin(arrays);
 }
@@ -158,8 +159,17 @@ absl::Status CudaBackend::EndStep() {
   if (!status_queued_) RETURN_IF_ERROR(attention_.QueueStatus());
   RETURN_IF_ERROR(context_->Synchronize());
   arrays_.End();
+  const absl::Status status = attention_.EndStep();
+  for (const MeasuredAttention& m : measured_) {
+    const auto keys = static_cast<double>(m.counters.keys_read);
+    timer_.AddAttention(m.flops_per_key * keys, m.bytes_per_key * keys);
+    if (m.caller == nullptr) continue;
+    m.caller->keys_visible += m.counters.keys_visible;
+    m.caller->keys_read += m.counters.keys_read;
+  }
+  measured_.clear();
   timer_.EndStep();
-  return attention_.EndStep();
+  return status;
 }
 
 absl::StatusOr<TensorView> CudaBackend::ToHost(const TensorView& t) {
@@ -285,23 +295,22 @@ absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
 
 absl::Status CudaBackend::DoAttention(const AttentionParams& p) {
   const KernelTimer::Scope timed(timer_, KernelKind::kAttention);
-  if (!timer_.measuring()) return attention_.Run(p);
-  AttentionCounters counters;
-  AttentionParams counted = p;
-  counted.counters = &counters;
-  RETURN_IF_ERROR(attention_.Run(counted));
-  if (p.counters != nullptr) {
-    p.counters->keys_visible += counters.keys_visible;
-    p.counters->keys_read += counters.keys_read;
-  }
+  if (!timer_.measuring() || !arrays_.in_step()) return attention_.Run(p);
   // A tile of one row reads its keys for itself; others share what they read.
-  const auto keys = static_cast<double>(counters.keys_read);
   const auto group = static_cast<double>(p.q.shape[1] / p.cache.num_heads);
   const double key_bytes =
       2.0 * static_cast<double>(KvHeadPageBytes(p.cache.dtype, p.cache.head_dim)) / kPageTokens;
-  timer_.AddAttention(4.0 * p.cache.head_dim * keys,
-                      p.selection.num_tiles == p.q.shape[0] ? keys / group * key_bytes : 0.0);
-  return absl::OkStatus();
+  AttentionParams counted = p;
+  counted.counters = &measured_
+                          .emplace_back(MeasuredAttention{
+                              .counters = {},
+                              .caller = p.counters,
+                              .flops_per_key = 4.0 * p.cache.head_dim,
+                              .bytes_per_key = p.selection.num_tiles == p.q.shape[0]
+                                                   ? key_bytes / group
+                                                   : 0.0})
+                          .counters;
+  return attention_.Run(counted);
 }
 
 absl::StatusOr<std::span<const SampleResult>> CudaBackend::DoSample(const SampleParams& p) {

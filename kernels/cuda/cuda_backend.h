@@ -1,6 +1,7 @@
 // The CUDA backend: one device, one stream; ops are queued and return, EndStep waits.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,7 +41,6 @@ class CudaBackend : public Backend {
   absl::Status CopyBytes(std::span<const ByteCopy> copies) override;
   absl::StatusOr<TensorView> ToHost(const TensorView& t) override;
   bool samples() const override { return true; }
-  bool ranks(PageScore score) const override { return UsesSummaries(score); }
   std::optional<KernelTimes> TakeKernelTimes() override { return timer_.Take(); }
   bool healthy() const override { return context_->healthy(); }
 
@@ -71,6 +71,13 @@ class CudaBackend : public Backend {
   StepArrays arrays_;
   AttentionRunner attention_;
   KernelTimer timer_;
+  // Attention calls of a step that is measured.
+  struct MeasuredAttention {
+    AttentionCounters counters;
+    AttentionCounters* caller;  // or null
+    double flops_per_key, bytes_per_key;
+  };
+  std::deque<MeasuredAttention> measured_;
   const bool use_graphs_;
   StepGraphs graphs_;
   StepGraph* graph_ = nullptr;  // of the repeatable step in progress

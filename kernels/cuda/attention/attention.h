@@ -45,9 +45,10 @@ const char* DecodeRefusal(const AttentionParams& p, KernelPath path = KernelPath
 // Bytes of scratch for a selection of this many tiles.
 int64_t PrefillScratchBytes(int32_t num_tiles, int32_t num_query_heads);
 
-// Plans do not depend on the path.
+// Plans do not depend on the path. With `again` the plan is made anew for lists that changed, and the
+// status word stays; its memory is zero before the first time.
 cudaError_t LaunchPrefillPlan(const AttentionParams& p, PrefillLayout layout, void* scratch,
-                              cudaStream_t stream);
+                              cudaStream_t stream, bool again = false);
 // Tiles of up to 128 query rows; see AttentionParams. Writes out and lse (where given) of every row
 // that a tile covers.
 cudaError_t LaunchPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,

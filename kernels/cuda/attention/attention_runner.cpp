@@ -11,6 +11,7 @@ namespace longstride::kernels::cuda {
 namespace {
 
 constexpr size_t kMaxStatusWords = 256;
+constexpr size_t kMaxWaitingCounters = 4096;
 
 class PinnedDeleter : public Buffer::Deleter {
  public:
@@ -31,6 +32,26 @@ int32_t MostRows(const KvSelection& s) {
   return most;
 }
 
+// The lists of generated rows hold all their candidates, also where those of prompts end in padding.
+absl::StatusOr<AttentionCounters> CountGenerated(const AttentionParams& p) {
+  KvSelection s = p.selection;
+  s.entries_padded = false;
+  std::vector<QueryTile> tiles;
+  std::vector<int32_t> counts;
+  for (int32_t h = 0; h < s.num_list_heads; ++h) {
+    for (int32_t t = 0; t < s.num_tiles; ++t) {
+      const QueryTile& tile = p.selection.tiles[t];
+      if (p.generated == nullptr || p.generated[tile.sequence] == 0) continue;
+      if (h == 0) tiles.push_back(tile);
+      counts.push_back(s.list_count[int64_t{h} * s.num_tiles + t]);
+    }
+  }
+  s.num_tiles = static_cast<int32_t>(tiles.size());
+  s.tiles = tiles.data();
+  s.list_count = counts.data();
+  return CountKeys(s, p.kv_lens, p.q.shape[1]);
+}
+
 // A contiguous tensor of 16-bit values of the cache's type.
 TensorView HalfView(void* data, KvDType dtype, const TensorView& like) {
   return TensorView::Contiguous(data, dtype == KvDType::kF16 ? DType::kF16 : DType::kBF16,
@@ -41,11 +62,13 @@ TensorView HalfView(void* data, KvDType dtype, const TensorView& like) {
 
 absl::Status AttentionRunner::Init() {
   void* p = nullptr;
-  constexpr int64_t kBytes = kMaxStatusWords * 4;
+  constexpr int64_t kStatusBytes = kMaxStatusWords * 4;
+  constexpr int64_t kBytes = kStatusBytes + kMaxWaitingCounters * sizeof(DeviceCounters);
   RETURN_IF_ERROR(context_.Check(cudaHostAlloc(&p, kBytes, cudaHostAllocDefault),
                                  "allocating pinned memory"));
   host_status_owner_ = Buffer(p, kBytes, Device::kCpu, std::make_shared<PinnedDeleter>());
   host_status_ = static_cast<uint32_t*>(p);
+  host_counters_ = reinterpret_cast<DeviceCounters*>(static_cast<char*>(p) + kStatusBytes);
   return absl::OkStatus();
 }
 
@@ -53,6 +76,8 @@ void AttentionRunner::BeginStep() {
   num_plans_ = 0;
   num_status_ = 0;
   status_words_.clear();
+  device_counters_ = nullptr;
+  waiting_counters_.clear();
 }
 
 absl::StatusOr<void*> AttentionRunner::StepMemory(int64_t bytes, bool zeroed) {
@@ -101,7 +126,6 @@ absl::StatusOr<AttentionRunner::Plan*> AttentionRunner::PlanFor(const AttentionP
 
 absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
   plan->key = p;
-  ASSIGN_OR_RETURN(plan->counters, CountKeys(p.selection, p.kv_lens, p.q.shape[1]));
   const KvSelection& s = p.selection;
   const int32_t sequences = p.page_table.num_sequences;
   AttentionParams& d = plan->device;
@@ -120,7 +144,14 @@ absl::Status AttentionRunner::MakePlan(const AttentionParams& p, Plan* plan) {
   }
   ASSIGN_OR_RETURN(d.selection.edges, arrays_.OnDevice(s.edges, s.num_list_heads));
   ChooseKernels(p, plan);
+  const bool padded = s.entries_made && s.entries_padded;
+  if (!padded) {
+    ASSIGN_OR_RETURN(plan->counters, CountKeys(s, p.kv_lens, p.q.shape[1]));
+  } else if (plan->tensor_cores) {
+    ASSIGN_OR_RETURN(plan->counters, CountGenerated(p));
+  }
   if (plan->tensor_cores) return SplitTiles(p, plan);
+  if (padded) RETURN_IF_ERROR(AwaitLengths(&d.selection, plan));
   ASSIGN_OR_RETURN(plan->float_status, StepMemory(sizeof(uint32_t), /*zeroed=*/true));
   status_words_.push_back(plan->float_status);
   return absl::OkStatus();
@@ -159,12 +190,18 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
       ASSIGN_OR_RETURN(part.list_begin, arrays_.Copy(begins.data(), lists));
       ASSIGN_OR_RETURN(part.list_count, arrays_.Copy(counts.data(), lists));
     }
+    const bool padded = s.entries_made && s.entries_padded;
+    if (padded) RETURN_IF_ERROR(AwaitLengths(&part, plan));
     ASSIGN_OR_RETURN(plan->prompt.scratch,
-                     StepMemory(PrefillScratchBytes(part.num_tiles, heads), false));
+                     StepMemory(PrefillScratchBytes(part.num_tiles, heads), /*zeroed=*/padded));
     shape.selection = part;
-    RETURN_IF_ERROR(context_.Check(
-        LaunchPrefillPlan(shape, plan->layout, plan->prompt.scratch, context_.stream()),
-        "Attention"));
+    if (padded) {
+      plan->padded_shape = shape;
+    } else {
+      RETURN_IF_ERROR(context_.Check(
+          LaunchPrefillPlan(shape, plan->layout, plan->prompt.scratch, context_.stream()),
+          "Attention"));
+    }
     status_words_.push_back(plan->prompt.scratch);
   }
   return generated.empty() ? absl::OkStatus() : PlanGenerated(p, generated, shape, plan);
@@ -215,6 +252,40 @@ absl::Status AttentionRunner::UploadRows(const AttentionParams& p,
   part->num_entries = static_cast<int64_t>(entries.size());
   ASSIGN_OR_RETURN(part->entries, arrays_.Copy(entries.data(), part->num_entries));
   return absl::OkStatus();
+}
+
+absl::Status AttentionRunner::AwaitLengths(KvSelection* selection, Plan* plan) {
+  const int64_t lists = int64_t{selection->num_list_heads} * selection->num_tiles;
+  ASSIGN_OR_RETURN(void* lengths, StepMemory(lists * 4, /*zeroed=*/false));
+  plan->padded = *selection;
+  plan->lengths = static_cast<int32_t*>(lengths);
+  selection->list_count = plan->lengths;
+  return absl::OkStatus();
+}
+
+absl::Status AttentionRunner::MeasureLists(const AttentionParams& p, const Plan& plan) {
+  DeviceCounters* counters = nullptr;
+  if (p.counters != nullptr) {
+    if (device_counters_ == nullptr) {
+      ASSIGN_OR_RETURN(void* memory,
+                       StepMemory(kMaxWaitingCounters * sizeof(DeviceCounters), /*zeroed=*/true));
+      device_counters_ = static_cast<DeviceCounters*>(memory);
+    }
+    if (waiting_counters_.size() == kMaxWaitingCounters) {
+      return absl::InternalError(StrCat("Attention: expected at most ", kMaxWaitingCounters,
+                                        " calls with padded lists in a step"));
+    }
+    counters = device_counters_ + waiting_counters_.size();
+    waiting_counters_.push_back(p.counters);
+  }
+  RETURN_IF_ERROR(context_.Check(
+      LaunchTrimLists(plan.padded, static_cast<int32_t>(p.q.shape[1]), plan.lengths, counters,
+                      context_.stream()),
+      "Attention"));
+  if (!plan.tensor_cores) return absl::OkStatus();
+  return context_.Check(LaunchPrefillPlan(plan.padded_shape, plan.layout, plan.prompt.scratch,
+                                          context_.stream(), /*again=*/true),
+                        "Attention");
 }
 
 absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Plan& plan) {
@@ -278,6 +349,7 @@ absl::Status AttentionRunner::RunFloat(const AttentionParams& p, const Plan& pla
 absl::Status AttentionRunner::Run(const AttentionParams& p) {
   if (p.selection.num_tiles == 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(const Plan* plan, PlanFor(p));
+  if (plan->lengths != nullptr) RETURN_IF_ERROR(MeasureLists(p, *plan));
   RETURN_IF_ERROR(plan->tensor_cores ? RunTensorCores(p, *plan) : RunFloat(p, *plan));
   if (p.counters != nullptr) {
     p.counters->keys_visible += plan->counters.keys_visible;
@@ -297,10 +369,20 @@ absl::Status AttentionRunner::QueueStatus() {
                         cudaMemcpyDeviceToHost, context_.stream()),
         "Attention"));
   }
-  return absl::OkStatus();
+  if (waiting_counters_.empty()) return absl::OkStatus();
+  return context_.Check(
+      cudaMemcpyAsync(host_counters_, device_counters_,
+                      waiting_counters_.size() * sizeof(DeviceCounters), cudaMemcpyDeviceToHost,
+                      context_.stream()),
+      "Attention");
 }
 
 absl::Status AttentionRunner::EndStep() {
+  for (size_t i = 0; i < waiting_counters_.size(); ++i) {
+    waiting_counters_[i]->keys_visible += static_cast<int64_t>(host_counters_[i].keys_visible);
+    waiting_counters_[i]->keys_read += static_cast<int64_t>(host_counters_[i].keys_read);
+  }
+  waiting_counters_.clear();
   for (size_t i = 0; i < num_status_; ++i) {
     if (host_status_[i] != 0) {
       return absl::InternalError("Attention: a visible position has no page in the cache");

@@ -20,6 +20,7 @@ struct PlanParams {
   int32_t num_sequences;
   int32_t num_kv_heads;
   int32_t kv_token_bytes;  // K and V of one head
+  bool again;
 };
 
 struct UnitKey {
@@ -50,7 +51,9 @@ __global__ void __launch_bounds__(kPlanThreads) PrefillPlanKernel(const PlanPara
   if (thread == 0) {
     longest = 1;
     total_keys = 0;
+    const AttentionStatus status = p.again ? p.plan->status : AttentionStatus{};
     *p.plan = PrefillPlan{};
+    p.plan->status = status;
     p.plan->num_units = units;
   }
   for (int i = thread; i < kMaxSections * kLengthClasses; i += kPlanThreads) bins[i] = 0;
@@ -162,7 +165,7 @@ int64_t PrefillScratchBytes(int32_t num_tiles, int32_t num_query_heads) {
 }
 
 cudaError_t LaunchPrefillPlan(const AttentionParams& a, PrefillLayout layout, void* scratch,
-                              cudaStream_t stream) {
+                              cudaStream_t stream, bool again) {
   if (PrefillRefusal(a, layout) != nullptr &&
       PrefillRefusal(a, layout, KernelPath::kPortable) != nullptr) {
     return cudaErrorNotSupported;
@@ -176,6 +179,7 @@ cudaError_t LaunchPrefillPlan(const AttentionParams& a, PrefillLayout layout, vo
   p.num_sequences = a.page_table.num_sequences;
   p.num_kv_heads = a.cache.num_heads;
   p.kv_token_bytes = a.cache.head_dim * 4;
+  p.again = again;
   PrefillPlanKernel<<<1, kPlanThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }

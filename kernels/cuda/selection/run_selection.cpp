@@ -21,9 +21,6 @@ absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
 
 absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
                             DeviceContext& context) {
-  if (!UsesSummaries(p.score)) {
-    return absl::UnimplementedError("the GPU ranks pages by their summaries only");
-  }
   const int64_t heads = p.q.shape[1];
   const int64_t list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
   SelectLaunch launch{.max_pages = p.max_candidates, .one_row = true};
@@ -39,6 +36,7 @@ absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
   ASSIGN_OR_RETURN(d.page_table.pages,
                    arrays.OnDevice(p.page_table.pages,
                                    p.page_table.num_sequences * p.page_table.stride));
+  if (!UsesSummaries(p.score)) return SelectByShares(p, d, arrays, context);
   const auto at_once = static_cast<int32_t>(std::clamp<int64_t>(
       kMaxScores / (list_heads * launch.max_pages), 1, std::min(p.num_tiles, 32768)));
   for (int32_t t = 0; t < p.num_tiles; t += at_once) {

@@ -12,5 +12,8 @@ absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
                                DeviceContext& context);
 absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
                             DeviceContext& context);
+// What RunSelectPages does for scores without summaries; `device` is p with its arrays in device memory.
+absl::Status SelectByShares(const SelectPagesParams& p, const SelectPagesParams& device,
+                            StepArrays& arrays, DeviceContext& context);
 
 }  // namespace longstride::kernels::cuda

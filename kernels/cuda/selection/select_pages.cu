@@ -9,6 +9,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/device/math.cuh"
+#include "kernels/cuda/selection/lists.cuh"
 #include "kernels/cuda/selection/selection.h"
 
 namespace longstride::kernels::cuda {
@@ -17,9 +18,7 @@ namespace {
 constexpr int kScoreThreads = 256;
 constexpr int kPagesOfBlock = 64;
 constexpr int kHeadsAtOnce = 8;
-constexpr int kListThreads = 512;
 constexpr int kHeldKeys = 8192;  // of a list, in shared memory; longer ones are read again
-constexpr uint32_t kAll = 0xffffffffu;
 
 struct SelectShape {
   SelectPagesParams p;
@@ -27,16 +26,6 @@ struct SelectShape {
   int32_t list_heads, heads_per_list;
   int32_t group;  // query heads of a KV head
 };
-
-__device__ int32_t Candidates(const QueryTile& t) {
-  return (t.first_position + t.num_rows - 1) / kPageTokens + 1;
-}
-// Pages from here on are taken anyway.
-__device__ int32_t TailBegin(const QueryTile& t, int32_t recent) {
-  const int32_t pages = Candidates(t);
-  const int32_t own = pages - t.first_position / kPageTokens;
-  return max(0, pages - max(own, recent));
-}
 
 __global__ void PoolKernel(const SelectShape s) {
   const QueryTile tile = s.p.tiles[s.launch.first_tile + blockIdx.x];
@@ -150,7 +139,7 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
           if (h0 + h >= heads) break;
           float score = acc[h];
 #pragma unroll
-          for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(kAll, score, step);
+          for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(kAllLanes, score, step);
           if (score > best) best = score;
         }
       }
@@ -159,39 +148,9 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
   }
 }
 
-// Larger scores are larger integers.
-__device__ uint32_t KeyOf(float score) {
-  const uint32_t bits = __float_as_uint(score);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-
-// Exclusive sum of `mine` over the block; *total is the sum of all.
-__device__ int32_t BlockScan(int32_t mine, int32_t* warps, int32_t* total) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  int32_t sum = mine;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t other = __shfl_up_sync(kAll, sum, step);
-    if (lane >= step) sum += other;
-  }
-  __syncthreads();  // who still reads the sums of the last call
-  if (lane == 31) warps[warp] = sum;
-  __syncthreads();
-  int32_t before = 0, all = 0;
-  for (int w = 0; w < kListThreads / 32; ++w) {
-    if (w < warp) before += warps[w];
-    all += warps[w];
-  }
-  *total = all;
-  return before + sum - mine;
-}
-
 __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) {
   __shared__ uint32_t held[kHeldKeys];
-  __shared__ int32_t bins[256];
-  __shared__ int32_t warps[kListThreads / 32];
-  __shared__ uint32_t chosen_digit;
-  __shared__ int32_t chosen_above;
+  __shared__ ListShared shared;
   const int32_t local = static_cast<int32_t>(blockIdx.x);
   const int32_t tile_index = s.launch.first_tile + local;
   const int64_t list = static_cast<int64_t>(blockIdx.y) * s.p.num_tiles + tile_index;
@@ -206,7 +165,7 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   }
   const int32_t tail = TailBegin(tile, s.p.recent_pages);
   const int32_t sinks = min(s.p.sink_pages, tail);
-  int32_t wanted = count - sinks - (pages - tail);
+  const int32_t wanted = count - sinks - (pages - tail);
   for (int32_t i = thread; i < sinks; i += kListThreads) out[i] = i;
   for (int32_t i = thread; i < pages - tail; i += kListThreads) {
     out[count - (pages - tail) + i] = tail + i;
@@ -223,55 +182,9 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const auto key_at = [&](int32_t page) {
     return holds ? held[page - sinks] : KeyOf(scores[page]);
   };
-  // The wanted-th largest key, 8 bits at a time; `wanted` becomes how many of the equal ones to take.
-  uint32_t prefix = 0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = thread; i < 256; i += kListThreads) bins[i] = 0;
-    __syncthreads();
-    for (int32_t base = sinks; base < tail; base += kListThreads) {
-      const bool inside = base + thread < tail;
-      const uint32_t warp = __ballot_sync(kAll, inside);
-      if (!inside) continue;
-      const uint32_t key = key_at(base + thread);
-      const uint32_t digit = (key >> shift) & 255u;
-      if (shift == 24) {
-        // Most scores have one exponent: a warp adds its equals at once.
-        const uint32_t equals = __match_any_sync(warp, digit);
-        if (thread % 32 == __ffs(static_cast<int>(equals)) - 1) {
-          atomicAdd(&bins[digit], __popc(equals));
-        }
-      } else if (key >> (shift + 8) == prefix) {
-        atomicAdd(&bins[digit], 1);
-      }
-    }
-    __syncthreads();
-    // Thread t < 256 looks at digit 255 - t: keys above it come first.
-    const int32_t mine = thread < 256 ? bins[255 - thread] : 0;
-    int32_t total;
-    const int32_t above = BlockScan(mine, warps, &total);
-    if (above < wanted && wanted <= above + mine) {
-      chosen_digit = static_cast<uint32_t>(255 - thread);
-      chosen_above = above;
-    }
-    __syncthreads();
-    prefix = prefix << 8 | chosen_digit;
-    wanted -= chosen_above;
-    __syncthreads();
-  }
-  // In page order: everything above the threshold, and the first `wanted` that equal it.
-  int32_t written = sinks, equals = 0;
-  for (int32_t base = sinks; base < tail; base += kListThreads) {
-    const int32_t page = base + thread;
-    const uint32_t key = page < tail ? key_at(page) : 0;
-    const bool equal = page < tail && key == prefix;
-    int32_t total;
-    const int32_t rank = equals + BlockScan(equal ? 1 : 0, warps, &total);
-    equals += total;
-    const bool take = page < tail && (key > prefix || (equal && rank < wanted));
-    const int32_t at = written + BlockScan(take ? 1 : 0, warps, &total);
-    written += total;
-    if (take) out[at] = page;
-  }
+  const Largest largest =
+      FindLargest<false>(sinks, tail, key_at, static_cast<uint32_t>(wanted), shared);
+  WriteLargest(sinks, tail, key_at, largest, out + sinks, shared);
 }
 
 template <typename T>

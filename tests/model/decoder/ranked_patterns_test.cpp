@@ -386,7 +386,6 @@ class RankedPatternTest : public ::testing::TestWithParam<Case> {
     const Naive* rule = GetParam().rule(1, 0);
     return rule != nullptr && rule->by_shares();
   }
-  static bool Runs(BackendKind kind) { return kind != BackendKind::kCuda || !ByShares(); }
 };
 
 constexpr auto kGenerated = NumericsClass::kGenerated;
@@ -409,7 +408,6 @@ TEST_P(RankedPatternTest, MatchesTheNaiveMask) {
   }
   ASSERT_GT(mask->margin(), kLeastMargin);
   for (const BackendKind kind : Backends()) {
-    if (!Runs(kind)) continue;
     PagedRunner runner(&model_.spec, GetParam().plan, kind);
     const FloatRows got =
         Compute(&runner, 0, Part(tokens, 0, kPrompt), 512, Part(tokens, kPrompt, kAll), 1);
@@ -452,7 +450,6 @@ TEST_P(RankedPatternTest, HowItIsComputedDoesNotChangeBits) {
   const std::vector<int32_t> tokens = Tokens(kAll, &random_);
   const std::vector<int32_t> prompt = Part(tokens, 0, kPrompt), output = Part(tokens, kPrompt, kAll);
   for (const BackendKind kind : Backends()) {
-    if (!Runs(kind)) continue;
     PagedRunner runner(&model_.spec, GetParam().plan, kind, kernels::KvDType::kF16, 1024);
     EXPECT_EQ(runner.plan().chunk_alignment, GetParam().alignment);
     EXPECT_FALSE(runner.plan().one_numerics_class);
@@ -543,7 +540,6 @@ TEST(RankedPatterns, AFullBudgetIsDense) {
     EXPECT_EQ(FirstDifference(quest, dense), -1);
     const FloatRows topk = run(R"({"default": {"pattern": "block_topk", "fraction": 1}})");
     EXPECT_EQ(FirstDifference(topk, dense), -1);
-    if (kind == BackendKind::kCuda) continue;
     for (const char* rule : {R"("pattern": "xattention", "threshold": 1)",
                              R"("pattern": "vertical_slash", "gamma": 1, "segment": 128)",
                              R"("pattern": "vertical_slash", "vertical_tokens": 512,
