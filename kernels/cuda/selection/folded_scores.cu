@@ -43,12 +43,14 @@ struct Operands {
   int32_t first_t[kBlockRows];  // the first of the group's rows, from behind, that exists
   int32_t visible[kBlockRows];  // the last group of keys that the row sees, or -1
   int32_t out[kBlockRows];      // index of the row among all of the launch
-  const char* page[kColumns];   // the head's keys of the page, or null
+  const char* page[kColumns];   // the head's keys of the page
   int32_t slot[kColumns];       // of the group's first key
   int32_t limit[kColumns];      // keys of the group that exist
+  int32_t whole;                // 1: all of the rows and keys do
 };
 
 __device__ __forceinline__ void FindOperands(const Params& a, Operands& o) {
+  bool whole = true;
   const RowBlock block = a.s.blocks[blockIdx.x];
   const int32_t kv_head = static_cast<int32_t>(blockIdx.z);
   const QueryTile first = a.s.probes[block.first_probe];
@@ -62,14 +64,21 @@ __device__ __forceinline__ void FindOperands(const Params& a, Operands& o) {
     o.first_t[r] = kNever;
     o.q[r] = static_cast<const char*>(a.s.half_q != nullptr ? a.s.half_q : a.p.q.data);
     o.out[r] = 0;
-    if (pair > last_pair) continue;
+    if (pair > last_pair) {
+      whole = false;
+      continue;
+    }
     const int32_t probe = block.first_probe + pair / a.group;
     const int32_t head = kv_head * a.group + pair % a.group;
     const QueryTile tile = a.s.probes[probe];
-    if (n * a.s.fold >= tile.num_rows) continue;
+    if (n * a.s.fold >= tile.num_rows) {
+      whole = false;
+      continue;
+    }
     const int32_t row = n * a.s.fold + a.s.fold - 1;
     o.q[r] += (static_cast<int64_t>(tile.row_begin) + row) * a.q_row + head * a.q_head;
     o.first_t[r] = max(0, row - (tile.num_rows - 1));
+    whole = whole && o.first_t[r] == 0;
     o.visible[r] = tile.first_position / a.s.fold + n;
     o.out[r] = (probe * heads + head) * a.s.groups + n;
   }
@@ -79,14 +88,42 @@ __device__ __forceinline__ void FindOperands(const Params& a, Operands& o) {
     o.page[c] = static_cast<const char*>(a.p.cache.k);
     o.slot[c] = static_cast<int32_t>(key % kPageTokens);
     o.limit[c] = 0;
-    if (key >= end) continue;
-    const int32_t id = pages[key / kPageTokens];
-    if (id < 0 || id >= a.p.cache.num_pages) continue;
+    const int32_t id = key < end ? pages[key / kPageTokens] : kNoPage;
+    if (id < 0 || id >= a.p.cache.num_pages) {
+      whole = false;
+      continue;
+    }
     o.page[c] += id * a.p.cache.page_stride + kv_head * a.p.cache.head_stride;
     o.limit[c] = static_cast<int32_t>(end - key < a.s.fold ? end - key : a.s.fold);
+    whole = whole && o.limit[c] == a.s.fold;
   }
+  whole = __syncthreads_and(whole);
+  if (threadIdx.x == 0) o.whole = whole;
   __syncthreads();
 }
+
+// A row of the tile as it is kept: scores to base 2, -inf where the row does not see the group.
+struct ScoresOfRow {
+  int64_t seen;  // columns of the block from the first on
+  float factor;
+  __device__ __forceinline__ ScoresOfRow(const Params& a, const Operands& o, int row)
+      : seen(o.visible[row] + 1 - static_cast<int64_t>(blockIdx.y) * kColumns), factor(a.factor) {}
+  __device__ __forceinline__ float Kept(float product, int column, bool there) const {
+    return there && column < seen ? product * factor : NegativeInfinity();
+  }
+};
+// The same, its weights of attention; none where the row's scores are no numbers.
+struct WeightsOfRow {
+  ScoresOfRow scores;
+  float log;
+  __device__ __forceinline__ WeightsOfRow(const Params& a, const Operands& o, int row)
+      : scores(a, o, row), log(o.visible[row] >= 0 ? a.s.row_logs[o.out[row]] : 0.0f) {
+    if (!(fabsf(log) < -NegativeInfinity())) scores.seen = 0;
+  }
+  __device__ __forceinline__ float Kept(float product, int column, bool there) const {
+    return Exp2(scores.Kept(product, column, there) - log);
+  }
+};
 
 // Whether any row of the block sees a group of this block.
 __device__ __forceinline__ bool SeesNothing(const Params& a) {
@@ -112,6 +149,7 @@ struct MmaScores {
     return static_cast<uint32_t>(row * kDepth * 2 + ((chunk ^ (row & 7)) << 4));
   }
 
+  template <typename Row>
   static __device__ __forceinline__ void Compute(const Params& a, const Operands& o, int stages,
                                                  float* tile) {
     const uint32_t shared = SharedAddress(tile);
@@ -120,31 +158,28 @@ struct MmaScores {
     const int steps = (width + kDepth - 1) / kDepth;
     // A thread copies one chunk of 8 channels of every 16th row.
     const int chunk = thread % 8, first_row = thread / 8;
+    const uint32_t at = At(first_row, chunk);
     int t = chunk * 8 / dim, d = chunk * 8 % dim;
-    const auto load = [&](int step) {
-      if (step < steps) {
-        const uint32_t to = shared + step % stages * kStageBytes;
-        const bool inside = step * kDepth + chunk * 8 < width;
-#pragma unroll
-        for (int i = 0; i < kBlockRows / 16; ++i) {
-          const int row = first_row + i * 16;
-          const bool real = inside && t >= o.first_t[row];
-          CopyAsync16(to + At(row, chunk), o.q[row] + (real ? d * 2 - t * a.q_row : 0),
-                      real ? 16 : 0);
-        }
-#pragma unroll
-        for (int i = 0; i < kColumns / 16; ++i) {
-          const int row = first_row + i * 16;
-          const bool real = inside && t < o.limit[row];
-          CopyAsync16(to + kOperandBytes + At(row, chunk),
-                      o.page[row] +
-                          (real ? (static_cast<int64_t>(o.slot[row] + t) * dim + d) * 2 : 0),
-                      real ? 16 : 0);
-        }
-        for (d += kDepth; d >= dim; d -= dim) ++t;
+    int64_t q_shift = 0;
+    // Copies a part of a step's stage: rows first_row + 16 i of both operands.
+    const auto load = [&](int step, int i) {
+      if (step >= steps) return;
+      const uint32_t to = shared + step % stages * kStageBytes + at + i * 16 * kDepth * 2;
+      const int row = first_row + i * 16, w = step * kDepth + chunk * 8;
+      bool q_real = w < width, key_real = q_real;
+      if (!o.whole) {
+        q_real = q_real && t >= o.first_t[row];
+        key_real = key_real && t < o.limit[row];
       }
-      CommitCopies();
+      CopyAsync16(to, o.q[row] + (q_real ? q_shift : 0), q_real ? 16 : 0);
+      CopyAsync16(to + kOperandBytes, o.page[row] + (key_real ? (o.slot[row] * dim + w) * 2 : 0),
+                  key_real ? 16 : 0);
     };
+    const auto next_channels = [&] {
+      for (d += kDepth; d >= dim; d -= dim) ++t;
+      q_shift = d * 2 - t * a.q_row;
+    };
+    q_shift = d * 2 - t * a.q_row;
     float acc[4][8][4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
@@ -156,43 +191,65 @@ struct MmaScores {
     }
     const int row0 = (warp & 1) * 64, column0 = (warp >> 1) * 64;
     const int r = lane & 7, i8 = lane >> 3;
-    for (int step = 0; step < stages - 1; ++step) load(step);
+    constexpr int kSteps = kDepth / 16, kLoads = kBlockRows / 16;
+    for (int step = 0; step < stages - 1; ++step) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) load(step, i);
+      next_channels();
+      CommitCopies();
+    }
+    uint32_t q[2][4][4], b[2][4][4];
+    const auto fragments = [&](uint32_t from, int k, int to) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        LoadMatrix4(q[to][m], from + At(row0 + m * 16 + (lane & 15), k * 2 + (lane >> 4)));
+      }
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        LoadMatrix4(b[to][n], from + kOperandBytes +
+                                  At(column0 + n * 16 + (i8 >> 1) * 8 + r, k * 2 + (i8 & 1)));
+      }
+    };
     for (int step = 0; step < steps; ++step) {
       WaitCopies(stages - 2);
       __syncthreads();  // this stage is there, and nobody reads the one before any more
-      load(step + stages - 1);
       const uint32_t from = shared + step % stages * kStageBytes;
+      fragments(from, 0, 0);
 #pragma unroll
-      for (int k = 0; k < kDepth / 16; ++k) {
-        uint32_t q[4][4];
+      for (int k = 0; k < kSteps; ++k) {
+        if (k + 1 < kSteps) fragments(from, k + 1, (k + 1) % 2);
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          LoadMatrix4(q[m], from + At(row0 + m * 16 + (lane & 15), k * 2 + (lane >> 4)));
+        for (int i = k * kLoads / kSteps; i < (k + 1) * kLoads / kSteps; ++i) {
+          load(step + stages - 1, i);
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-          uint32_t b[4];
-          LoadMatrix4(b, from + kOperandBytes +
-                             At(column0 + n * 16 + (i8 >> 1) * 8 + r, k * 2 + (i8 & 1)));
 #pragma unroll
           for (int m = 0; m < 4; ++m) {
-            Mma16x8x16<T>(acc[m][2 * n], q[m], b);
-            Mma16x8x16<T>(acc[m][2 * n + 1], q[m], b + 2);
+            Mma16x8x16<T>(acc[m][2 * n], q[k % 2][m], b[k % 2][n]);
+            Mma16x8x16<T>(acc[m][2 * n + 1], q[k % 2][m], b[k % 2][n] + 2);
           }
         }
       }
+      next_channels();
+      CommitCopies();
     }
     WaitCopies<0>();
     __syncthreads();  // the stages become the tile
+    uint32_t there = 0;  // bit n * 2 + e: this thread's columns
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
+    for (int n = 0; n < 16; ++n) {
+      there |= (o.limit[column0 + n / 2 * 8 + lane % 4 * 2 + n % 2] > 0 ? 1u : 0u) << n;
+    }
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
+    for (int m = 0; m < 8; ++m) {
+      const int row = row0 + m / 2 * 16 + lane / 4 + m % 2 * 8;
+      const Row kept(a, o, row);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          tile[(row0 + m * 16 + lane / 4 + 8 * (e / 2)) * kPitch + column0 + n * 8 + lane % 4 * 2 +
-               e % 2] = acc[m][n][e];
-        }
+      for (int n = 0; n < 16; ++n) {
+        const int column = column0 + n / 2 * 8 + lane % 4 * 2 + n % 2;
+        tile[row * kPitch + column] =
+            kept.Kept(acc[m / 2][n / 2][m % 2 * 2 + n % 2], column, there >> n & 1);
       }
     }
     __syncthreads();
@@ -223,6 +280,7 @@ struct FloatScores {
   static constexpr int kThreads = 256;
   static constexpr int kDepth = 16;
 
+  template <typename Row>
   static __device__ __forceinline__ void Compute(const Params& a, const Operands& o, int,
                                                  float* tile) {
     float* q = tile;                         // [kDepth, kPitch]
@@ -260,9 +318,12 @@ struct FloatScores {
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < 8; ++m) {
+      const int row = thread / 16 + 16 * m;
+      const Row kept(a, o, row);
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
-        tile[(thread / 16 + 16 * m) * kPitch + thread % 16 + 16 * n] = acc[m][n];
+        const int column = thread % 16 + 16 * n;
+        tile[row * kPitch + column] = kept.Kept(acc[m][n], column, o.limit[column] > 0);
       }
     }
     __syncthreads();
@@ -271,33 +332,24 @@ struct FloatScores {
 
 // --- what is kept --------------------------------------------------------------------------------
 
-// A product that the row sees, times factor; -inf where it does not.
-__device__ __forceinline__ float Score(const Params& a, const Operands& o, const float* tile, int row,
-                                       int column) {
-  const int64_t m = static_cast<int64_t>(blockIdx.y) * kColumns + column;
-  if (m > o.visible[row] || o.limit[column] <= 0) return NegativeInfinity();
-  return tile[row * kPitch + column] * a.factor;
-}
-
 template <typename Scores>
 __global__ void __launch_bounds__(Scores::kThreads) PageLogKernel(const Params a, int stages) {
   extern __shared__ __align__(128) float tile[];
   __shared__ Operands o;
   if (SeesNothing(a)) return;
   FindOperands(a, o);
-  Scores::Compute(a, o, stages, tile);
+  Scores::template Compute<ScoresOfRow>(a, o, stages, tile);
   const int per_page = kPageTokens / a.s.fold, pages = kColumns / per_page;
   for (int i = static_cast<int>(threadIdx.x); i < kBlockRows * pages; i += Scores::kThreads) {
     const int row = i % kBlockRows, column = i / kBlockRows * per_page;
     const int64_t page = static_cast<int64_t>(blockIdx.y) * pages + i / kBlockRows;
     if (o.visible[row] < 0 || page >= a.s.max_pages) continue;
+    const float* scores = tile + row * kPitch + column;
     float best = NegativeInfinity();
-    for (int c = column; c < column + per_page; ++c) best = fmaxf(best, Score(a, o, tile, row, c));
+    for (int c = 0; c < per_page; ++c) best = fmaxf(best, scores[c]);
     const float subtract = best == NegativeInfinity() ? 0.0f : best;
     float sum = 0.0f;
-    for (int c = column; c < column + per_page; ++c) {
-      sum += Exp2(Score(a, o, tile, row, c) - subtract);
-    }
+    for (int c = 0; c < per_page; ++c) sum += Exp2(scores[c] - subtract);
     a.s.page_logs[o.out[row] * a.s.max_pages + page] = subtract + log2f(sum);
   }
 }
@@ -309,18 +361,7 @@ __global__ void __launch_bounds__(Scores::kThreads) ProbeKernel(const Params a, 
   __shared__ Operands o;
   if (SeesNothing(a)) return;
   FindOperands(a, o);
-  Scores::Compute(a, o, stages, tile);
-  for (int i = static_cast<int>(threadIdx.x); i < kBlockRows * kColumns; i += Scores::kThreads) {
-    const int row = i % kBlockRows, column = i / kBlockRows;
-    float weight = 0.0f;
-    if (o.visible[row] >= 0) {
-      const float log = a.s.row_logs[o.out[row]];
-      weight = Exp2(Score(a, o, tile, row, column) - log);
-      if (!(weight >= 0.0f) || !(fabsf(log) < __int_as_float(0x7f800000))) weight = 0.0f;
-    }
-    tile[row * kPitch + column] = weight;
-  }
-  __syncthreads();
+  Scores::template Compute<WeightsOfRow>(a, o, stages, tile);
   constexpr int kPages = kColumns / kPageTokens, kUnits = kBlockRows / kProbeRows;
   for (int i = static_cast<int>(threadIdx.x); i < kUnits * kColumns; i += Scores::kThreads) {
     const int first = i / kColumns * kProbeRows, column = i % kColumns;
