@@ -193,6 +193,13 @@ float Bfloat16ToFloat(uint16_t bits) {
   return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
 
+float E4m3ToFloat(uint8_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x80) << 24, abs = bits & 0x7f;
+  if (abs == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000);
+  // The bits under float32's exponent are 2^-120 times the value, also where they are subnormal.
+  return std::bit_cast<float>(sign | abs << 20) * 0x1p120f;
+}
+
 float E8m0Half(uint8_t e) {
   const uint32_t bits = e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23;
   return std::bit_cast<float>(bits);

@@ -15,6 +15,9 @@ float HalfToFloat(uint16_t bits);
 // bfloat16, round to nearest even; NaN stays NaN.
 uint16_t FloatToBfloat16(float value);
 float Bfloat16ToFloat(uint16_t bits);
+// e4m3 as the OCP 8-bit floating point specification has it: no infinities, 0x7f and 0xff are NaN,
+// the largest magnitude is 448.
+float E4m3ToFloat(uint8_t bits);
 
 // True for the dtypes that DequantizeRow reads: f32, f16, bf16 and every block type.
 bool CanDequantize(DType dtype);

@@ -21,7 +21,7 @@ absl::Status SetLayers(const std::vector<LayerKind>& kinds, int32_t window, Mode
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RequireBool(config, "use_qk_norm", false));
   const HfKeys keys = {
       .defaults = {.max_positions = 8192, .norm_eps = 1e-5f, .tied_embedding = true},

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "model/families/weight_binder.h"
+
 namespace longstride::model {
 namespace {
 
@@ -70,6 +72,32 @@ absl::Status RefuseQuantization(const ConfigReader& config) {
   return absl::UnimplementedError(
       StrCat("the checkpoint's weights are quantised by the method \"", method,
              "\", which is not read from safetensors; use a GGUF file or the unquantised folder"));
+}
+
+absl::Status CheckQuantization(const ConfigReader& config) {
+  if (!config.IsObject("quantization_config")) return RefuseQuantization(config);
+  ASSIGN_OR_RETURN(const ConfigReader quantization, config.Object("quantization_config"));
+  ASSIGN_OR_RETURN(const std::string method, quantization.StringOr("quant_method", "unknown"));
+  std::string_view key, wanted;
+  if (method == "fp8") {
+    key = "fmt", wanted = "e4m3";
+  } else if (method == "compressed-tensors") {
+    key = "format", wanted = "float-quantized";
+  } else {
+    return RefuseQuantization(config);
+  }
+  ASSIGN_OR_RETURN(const std::string format, quantization.StringOr(key, wanted));
+  if (format != wanted) {
+    return absl::UnimplementedError(
+        StrCat(quantization.Place(key), " is \"", format.substr(0, 80), "\"; only ", wanted,
+               " is read from safetensors: use a GGUF file or the unquantised folder"));
+  }
+  if (!quantization.Has("weight_block_size")) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<int64_t> block, quantization.Ints("weight_block_size"));
+  if (block == std::vector<int64_t>{kFp8Block, kFp8Block}) return absl::OkStatus();
+  return absl::UnimplementedError(
+      StrCat(quantization.Place("weight_block_size"),
+             " is not [128, 128], the only size of blocks that is read"));
 }
 
 absl::Status RequireBool(const ConfigReader& config, std::string_view key, bool allowed) {

@@ -50,6 +50,9 @@ absl::StatusOr<DecoderShape> ReadGgufShape(const WeightsFile& file, const Config
 
 // UNIMPLEMENTED if the folder has a quantization_config (families that read one ask before).
 absl::Status RefuseQuantization(const ConfigReader& config);
+// UNIMPLEMENTED if it has one that WeightBinder::Matrix does not decode: other than "fp8" and
+// "compressed-tensors" of e4m3 weights, or other blocks than 128 x 128.
+absl::Status CheckQuantization(const ConfigReader& config);
 // UNIMPLEMENTED if a key is present with a value other than `allowed`.
 absl::Status RequireBool(const ConfigReader& config, std::string_view key, bool allowed);
 // UNIMPLEMENTED if a key is present (and not null).

@@ -30,7 +30,7 @@ absl::Status SetLayers(const std::vector<LayerKind>& kinds, int32_t window, doub
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RequireBool(config, "use_bidirectional_attention", false));
   const HfKeys keys = {
       .defaults = {

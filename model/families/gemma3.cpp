@@ -54,7 +54,7 @@ absl::StatusOr<RopeConfig> HfLocalRope(const ConfigReader& config) {
 }
 
 absl::Status CheckHfVariant(const ConfigReader& config) {
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RefuseKeys(config, {"attn_logit_softcapping"}));
   RETURN_IF_ERROR(RequireBool(config, "attention_bias", false));
   if (config.Has("use_bidirectional_attention")) {
@@ -71,7 +71,7 @@ absl::Status CheckHfVariant(const ConfigReader& config) {
 
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(ConfigReader config, ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   // Multimodal checkpoints nest the text model and write only what differs from the 4B's values.
   if (config.Has("text_config")) {
     ASSIGN_OR_RETURN(config, config.Object("text_config"));

@@ -10,7 +10,7 @@ namespace {
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RefuseKeys(config, {"sliding_window", "layer_types", "no_rope_layers"}));
   ASSIGN_OR_RETURN(const DecoderShape shape,
                    ReadHfShape(config, {.defaults = {.max_positions = 2048}}));

@@ -8,7 +8,7 @@ namespace longstride::model {
 absl::StatusOr<ModelSpec> LoadMistral(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RefuseKeys(config, {"layer_types"}));
   const HfKeys keys = {.defaults = {.num_kv_heads = 8, .max_positions = 131072}};
   ASSIGN_OR_RETURN(const DecoderShape shape, ReadHfShape(config, keys));

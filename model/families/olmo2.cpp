@@ -47,7 +47,7 @@ absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
 }  // namespace
 
 absl::StatusOr<DecoderShape> ReadOlmoShape(const ConfigReader& config) {
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RefuseKeys(config, {"clip_qkv"}));
   return ReadHfShape(config, {.defaults = {.max_positions = 2048, .norm_eps = 1e-5f}});
 }

@@ -31,7 +31,7 @@ void SetLayers(int32_t window, kernels::Activation activation, ModelSpec* spec) 
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RefuseKeys(config, {"layer_types"}));
   RETURN_IF_ERROR(RequireBool(config, "attention_bias", false));
   const HfKeys keys = {.defaults = {.max_positions = 4096, .norm_eps = 1e-5f}};

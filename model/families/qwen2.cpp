@@ -10,7 +10,7 @@ namespace {
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   ASSIGN_OR_RETURN(const DecoderShape shape,
                    ReadHfShape(config, {.defaults = {.max_positions = 32768}}));
   ModelSpec spec = MakeSpec("qwen2", shape);

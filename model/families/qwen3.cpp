@@ -9,7 +9,7 @@ namespace {
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
-  RETURN_IF_ERROR(RefuseQuantization(config));
+  RETURN_IF_ERROR(CheckQuantization(config));
   const HfKeys keys = {.defaults = {.head_dim = 128, .max_positions = 32768}};
   ASSIGN_OR_RETURN(const DecoderShape shape, ReadHfShape(config, keys));
   ModelSpec spec = MakeSpec("qwen3", shape);

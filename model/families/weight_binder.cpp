@@ -29,6 +29,26 @@ absl::Status RefuseType(std::string_view name, DType dtype) {
                                          ", with which this weight is not computed"));
 }
 
+// Scales of a weight's codes: `grid_rows` x `grid_cols` of them, each for `block_rows` x
+// `block_cols` codes.
+struct ScaleGrid {
+  int64_t grid_rows = 0, grid_cols = 0, block_rows = 0, block_cols = 0;
+};
+
+// By the scales' shape; a grid of 0 rows where it fits none.
+ScaleGrid GridOf(const TensorView& scales, int64_t rows, int64_t cols) {
+  const int64_t count = scales.num_elements();
+  if (count == 1) return {1, 1, rows, cols};
+  const int64_t of_row = scales.rank == 2 ? scales.shape[1] : 1;
+  if (scales.rank <= 2 && scales.shape[0] == rows && of_row == 1) return {rows, 1, 1, cols};
+  const int64_t grid_rows = (rows + kFp8Block - 1) / kFp8Block;
+  const int64_t grid_cols = (cols + kFp8Block - 1) / kFp8Block;
+  if (scales.rank == 2 && scales.shape[0] == grid_rows && of_row == grid_cols) {
+    return {grid_rows, grid_cols, kFp8Block, kFp8Block};
+  }
+  return {};
+}
+
 }  // namespace
 
 absl::StatusOr<TensorView> WeightBinder::Checked(std::string_view name,
@@ -50,8 +70,62 @@ absl::StatusOr<TensorView> WeightBinder::Checked(std::string_view name,
 
 absl::StatusOr<TensorView> WeightBinder::Matrix(std::string_view name, int64_t rows, int64_t cols) {
   ASSIGN_OR_RETURN(const TensorView view, Checked(name, {rows, cols}));
+  if (view.dtype == DType::kF8E4M3) return DecodeFp8(view, name);
   if (!IsMatrixType(view.dtype)) return RefuseType(name, view.dtype);
   return view;
+}
+
+absl::StatusOr<TensorView> WeightBinder::DecodeFp8(const TensorView& codes, std::string_view name) {
+  const int64_t rows = codes.shape[0], cols = codes.shape[1];
+  const std::string module(name.substr(0, name.find_last_of('.')));
+  if (Has(module + ".input_scale")) {
+    return absl::UnimplementedError(
+        StrCat("tensor \"", module,
+               ".input_scale\" is a static scale of activations, which is not "
+               "applied; use a checkpoint with dynamic ones"));
+  }
+  std::string scale_name = StrCat(name, "_scale");
+  if (!Has(scale_name)) scale_name = StrCat(name, "_scale_inv");
+  const absl::StatusOr<TensorView> found = file_.Tensor(scale_name);
+  if (!found.ok()) {
+    return absl::InvalidArgumentError(
+        StrCat("tensor \"", name, "\" is f8e4m3, but the checkpoint has no scales for it (\"", name,
+               "_scale\" or \"", scale_name, "\")"));
+  }
+  const TensorView& view = *found;
+  const ScaleGrid grid = GridOf(view, rows, cols);
+  if (grid.grid_rows == 0) {
+    return absl::InvalidArgumentError(StrCat("tensor \"", scale_name, "\" has shape ",
+                                             ShapeText(view.shape, static_cast<size_t>(view.rank)),
+                                             "; needed is one scale, one for each of ", rows,
+                                             " rows, or one for each block of ", kFp8Block, " x ",
+                                             kFp8Block));
+  }
+  if (view.dtype != DType::kF32 && view.dtype != DType::kF16 && view.dtype != DType::kBF16) {
+    return RefuseType(scale_name, view.dtype);
+  }
+  used_.insert(scale_name);
+  std::vector<float> scales(static_cast<size_t>(view.num_elements()));
+  kernels::DequantizeRow(view.dtype, view.data, view.num_elements(), scales.data());
+  auto* out = reinterpret_cast<uint16_t*>(NewBytes(static_cast<size_t>(rows * cols) * 2));
+  const auto* in = codes.ptr<const uint8_t>();
+  for (int64_t i = 0; i < grid.grid_rows * grid.grid_cols; ++i) {
+    uint16_t decoded[256];
+    for (int code = 0; code < 256; ++code) {
+      decoded[code] = kernels::FloatToBfloat16(kernels::E4m3ToFloat(static_cast<uint8_t>(code)) *
+                                               scales[static_cast<size_t>(i)]);
+    }
+    const int64_t row = i / grid.grid_cols * grid.block_rows;
+    const int64_t col = i % grid.grid_cols * grid.block_cols;
+    const int64_t end_row = std::min(rows, row + grid.block_rows);
+    const int64_t end_col = std::min(cols, col + grid.block_cols);
+    for (int64_t r = row; r < end_row; ++r) {
+      for (int64_t c = col; c < end_col; ++c) out[r * cols + c] = decoded[in[r * cols + c]];
+    }
+  }
+  file_.Release(codes);
+  spec_->weights_type = "fp8";
+  return TensorView::Matrix(out, DType::kBF16, rows, cols);
 }
 
 absl::StatusOr<std::vector<TensorView>> WeightBinder::Matrices(std::string_view name, int64_t count,

@@ -14,6 +14,9 @@
 
 namespace longstride::model {
 
+// Rows and columns of a weight that share a scale, where an fp8 checkpoint has scales for blocks.
+inline constexpr int64_t kFp8Block = 128;
+
 // Errors: INVALID_ARGUMENT names a missing or misshapen tensor, UNIMPLEMENTED a type that is not
 // computed with. Memory of converted tensors goes to the spec.
 class WeightBinder {
@@ -22,7 +25,9 @@ class WeightBinder {
 
   bool Has(std::string_view name) const { return file_.Has(name); }
 
-  // A weight matrix [rows, cols] in place.
+  // A weight matrix [rows, cols]: in place, or decoded to bf16 where it is e4m3 with the scales
+  // "<name>_scale" or "<name>_scale_inv", which its codes are multiplied with: one for all, one for
+  // each row or one for each block of 128 x 128. UNIMPLEMENTED: activations of a static scale.
   absl::StatusOr<kernels::TensorView> Matrix(std::string_view name, int64_t rows, int64_t cols);
   // [count, rows, cols] in place, as `count` matrices.
   absl::StatusOr<std::vector<kernels::TensorView>> Matrices(std::string_view name, int64_t count,
@@ -56,6 +61,8 @@ class WeightBinder {
  private:
   absl::StatusOr<kernels::TensorView> Checked(std::string_view name,
                                               const std::vector<int64_t>& shape);
+  absl::StatusOr<kernels::TensorView> DecodeFp8(const kernels::TensorView& codes,
+                                                std::string_view name);
   absl::StatusOr<kernels::TensorView> CopyAsFloat(const kernels::TensorView& view,
                                                   std::string_view name);
 

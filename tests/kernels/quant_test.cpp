@@ -150,5 +150,20 @@ TEST(QuantTest, KvRowOfZerosHasScaleZeroAndNaNStaysVisible) {
   EXPECT_TRUE(std::isnan(scale));
 }
 
+TEST(QuantTest, E4m3IsTheSpecificationsForEveryCode) {
+  for (int code = 0; code < 256; ++code) {
+    const float got = E4m3ToFloat(static_cast<uint8_t>(code));
+    const int exponent = code >> 3 & 15, mantissa = code & 7;
+    if ((code & 0x7f) == 0x7f) {
+      EXPECT_TRUE(std::isnan(got)) << code;
+      continue;
+    }
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    EXPECT_EQ(got, code < 128 ? magnitude : -magnitude) << code;
+    EXPECT_EQ(std::signbit(got), code >= 128) << code;
+  }
+}
+
 }  // namespace
 }  // namespace longstride::kernels
