@@ -291,6 +291,19 @@ int64_t PrefixCache::DropPage(int32_t node, int32_t group) {
   return allocator_->page_bytes(group);
 }
 
+std::vector<model::PageCopy> PrefixCache::TakeCopies() {
+  std::vector<model::PageCopy> taken;
+  // Of a slot that was given up again meanwhile only the last page counts.
+  std::set<std::pair<int32_t, int32_t>> written;
+  for (auto copy = copies_.rbegin(); copy != copies_.rend(); ++copy) {
+    if (copy->to_host && !written.emplace(copy->group, copy->slot).second) continue;
+    taken.push_back(*copy);
+  }
+  std::reverse(taken.begin(), taken.end());
+  copies_.clear();
+  return taken;
+}
+
 int32_t PrefixCache::TakeSlot(int32_t group) {
   IdSet& free = host_slots_[group];
   while (free.empty() && RemoveFromHost()) {

@@ -81,8 +81,8 @@ class PrefixCache {
   // REQUIRES: in_host.
   void Restore(int32_t node, int32_t group, int32_t page);
   // What must be copied before the pages freed or handed out since the last call are written to:
-  // those to host memory first.
-  std::vector<model::PageCopy> TakeCopies() { return std::exchange(copies_, {}); }
+  // those to host memory first. No slot is written twice.
+  std::vector<model::PageCopy> TakeCopies();
   int64_t host_slots_used(int32_t group) const {
     return host_slots_.empty() ? 0 : options_.host_slots[group] - host_slots_[group].size();
   }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
+#include <utility>
 
 #include "config/base/check.h"
 
@@ -250,8 +252,12 @@ void FakeExecutor::Decommit(int32_t group, std::span<const int32_t> pages) {
 absl::Status FakeExecutor::CopyPages(std::span<const model::PageCopy> copies) {
   if (std::exchange(fail_next_copy_, false)) return absl::InternalError("injected fault of a copy");
   const PageAllocator& allocator = *scheduler_->state().allocator;
+  std::set<std::pair<int32_t, int32_t>> written;
   for (const model::PageCopy& copy : copies) {
     const auto g = static_cast<size_t>(copy.group);
+    if (!written.emplace(copy.group, copy.to_host ? copy.slot : copy.page).second) {
+      Error("a slot or a page is written by two copies of one call, which have no order");
+    }
     if (copy.to_host != copies.front().to_host) Error("copies of both directions in one call");
     if (!copy.to_host && !allocator.cached(copy.group, copy.page)) {
       Error(StrCat("page ", copy.page, " comes back to nobody"));
