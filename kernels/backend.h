@@ -134,8 +134,6 @@ class Backend {
   virtual absl::Status EndStep() { return absl::OkStatus(); }
   // Where the tensor's contents are in host memory after EndStep, until the next BeginStep.
   virtual absl::StatusOr<TensorView> ToHost(const TensorView& t) { return t; }
-  // Whether SelectPages knows the score.
-  virtual bool ranks(PageScore score) const { return true; }
   // Whether Sample is there: on a device, where logits would have to be copied to be sampled.
   virtual bool samples() const { return false; }
   // How long kernels of the last step took by kind, if that step was measured: few are, because

@@ -155,13 +155,6 @@ absl::Status DecoderImpl::CheckSpec() const {
         StrCat("a step takes ", limits_.max_step_tokens, " tokens, but under this plan prompts are "
                "computed in runs of ", plan_->chunk_alignment, "; allow that many or more."));
   }
-  for (const auto& pattern : plan_->patterns) {
-    if (pattern->ranking() == nullptr || backend_->ranks(pattern->ranking()->score)) continue;
-    return absl::UnimplementedError(
-        StrCat("the plan's pattern ", pattern->Describe(), " runs on the CPU only so far, and this "
-               "is ", backend_->Describe(), "; serve it with --device cpu, or choose 'block_topk' "
-               "or 'quest' for these layers."));
-  }
   for (const LayerSpec& layer : spec_->layers) {
     if (spec_->parallel_block && layer.weights.attn_norm.data == nullptr) {
       return absl::InvalidArgumentError("a layer of parallel branches has no input norm.");

@@ -95,7 +95,6 @@ class MirroredBackend : public Backend {
 
   Device device() const override { return Device::kCpu; }
   std::string Describe() const override { return inner_->Describe(); }
-  bool ranks(PageScore score) const override { return inner_->ranks(score); }
   absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return Buffer::AllocateHost(bytes); }
   absl::StatusOr<Buffer> Reserve(int64_t bytes) override { return Buffer::ReserveHost(bytes); }
 
