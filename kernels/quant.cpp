@@ -115,6 +115,12 @@ void DequantizeMxfp4(const uint8_t* b, float* y) {
   }
 }
 
+void DequantizeFp8(const uint8_t* b, float* y) {
+  float scale;
+  std::memcpy(&scale, b, sizeof(scale));
+  for (int j = 0; j < 128; ++j) y[j] = E4m3ToFloat(b[4 + j]) * scale;
+}
+
 void DequantizeBlock(DType dtype, const uint8_t* b, float* y) {
   switch (dtype) {
     case DType::kQ8_0:
@@ -135,6 +141,8 @@ void DequantizeBlock(DType dtype, const uint8_t* b, float* y) {
       return DequantizeQ6_K(b, y);
     case DType::kMXFP4:
       return DequantizeMxfp4(b, y);
+    case DType::kFP8_128:
+      return DequantizeFp8(b, y);
     default:
       LS_CHECK(false && "not a block type");
   }
@@ -198,6 +206,20 @@ float E4m3ToFloat(uint8_t bits) {
   if (abs == 0x7f) return std::bit_cast<float>(sign | 0x7fc00000);
   // The bits under float32's exponent are 2^-120 times the value, also where they are subnormal.
   return std::bit_cast<float>(sign | abs << 20) * 0x1p120f;
+}
+
+uint8_t FloatToE4m3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), abs = bits & 0x7fffffff;
+  const uint32_t sign = bits >> 24 & 0x80;
+  if (abs > 0x7f800000) return static_cast<uint8_t>(sign | 0x7f);
+  if (abs >= 0x43e00000) return static_cast<uint8_t>(sign | 0x7e);  // 448
+  if (abs < 0x3c800000) {
+    // Below 2^-6 codes are multiples of 2^-9, which the sum with 2^14 rounds to.
+    const float sum = std::bit_cast<float>(abs) + 0x1p14f;
+    return static_cast<uint8_t>(sign | (std::bit_cast<uint32_t>(sum) - 0x46800000u));
+  }
+  const uint32_t rounded = abs + 0x7ffff + (abs >> 20 & 1);
+  return static_cast<uint8_t>(sign | ((rounded >> 20) - (120u << 3)));
 }
 
 float E8m0Half(uint8_t e) {

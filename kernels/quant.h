@@ -18,6 +18,8 @@ float Bfloat16ToFloat(uint16_t bits);
 // e4m3 as the OCP 8-bit floating point specification has it: no infinities, 0x7f and 0xff are NaN,
 // the largest magnitude is 448.
 float E4m3ToFloat(uint8_t bits);
+// Round to nearest even; magnitudes above 448, infinities included, become 448; NaN stays NaN.
+uint8_t FloatToE4m3(float value);
 
 // True for the dtypes that DequantizeRow reads: f32, f16, bf16 and every block type.
 bool CanDequantize(DType dtype);

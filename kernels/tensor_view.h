@@ -9,11 +9,12 @@ namespace longstride::kernels {
 
 enum class Device : uint8_t { kCpu, kCuda };
 
-// Element types. The quantised ones are GGUF's block formats: `BlockElements` consecutive elements
-// of a row share one block of `BlockBytes` bytes (ggml's layouts, little-endian).
+// Element types. In the quantised ones `BlockElements` consecutive elements of a row share one block of
+// `BlockBytes` bytes, little-endian: GGUF's block formats (ggml's layouts), and kFP8_128, which every
+// fp8 checkpoint's weights can be written in, whatever its scales are for.
 enum class DType : uint8_t {
   kF32, kF16, kBF16, kF8E4M3, kI8, kU8, kI32, kI64,
-  kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K, kMXFP4,
+  kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ4_K, kQ5_K, kQ6_K, kMXFP4, kFP8_128,
 };
 
 constexpr const char* DTypeName(DType t) {
@@ -35,6 +36,7 @@ constexpr const char* DTypeName(DType t) {
     case DType::kQ5_K: return "q5_K";
     case DType::kQ6_K: return "q6_K";
     case DType::kMXFP4: return "mxfp4";
+    case DType::kFP8_128: return "fp8_128";
   }
   return "?";
 }
@@ -44,6 +46,7 @@ constexpr int64_t BlockElements(DType t) {
   switch (t) {
     case DType::kQ8_0: case DType::kQ4_0: case DType::kQ4_1: case DType::kQ5_0: case DType::kQ5_1:
     case DType::kMXFP4: return 32;
+    case DType::kFP8_128: return 128;
     case DType::kQ4_K: case DType::kQ5_K: case DType::kQ6_K: return 256;
     default: return 1;
   }
@@ -65,6 +68,7 @@ constexpr int64_t BlockBytes(DType t) {
     case DType::kQ5_K: return 176;
     case DType::kQ6_K: return 210;  // 128 low nibbles, 64 high pairs, 16 x i8 scales, f16 scale
     case DType::kMXFP4: return 17;  // e8m0 scale, 16 bytes of e2m1 pairs
+    case DType::kFP8_128: return 132;  // f32 scale, 128 x e4m3
   }
   return 0;
 }

@@ -13,11 +13,11 @@ import torch
 
 DEVICE = "cuda"
 TYPES = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 8, "q4_0": 9, "q4_1": 10, "q5_0": 11, "q5_1": 12,
-         "q4_K": 13, "q5_K": 14, "q6_K": 15, "mxfp4": 16}
+         "q4_K": 13, "q5_K": 14, "q6_K": 15, "mxfp4": 16, "fp8": 17}
 # Offsets of half-precision scales in a block, and the block's bytes: random bytes there might be NaN.
 SCALES = {"q8_0": (34, [0]), "q4_0": (18, [0]), "q4_1": (20, [0, 2]), "q5_0": (22, [0]),
           "q5_1": (24, [0, 2]), "q4_K": (144, [0, 2]), "q5_K": (176, [0, 2]), "q6_K": (210, [208]),
-          "mxfp4": (17, [])}
+          "mxfp4": (17, []), "fp8": (132, [])}
 SHAPES = [("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336)]
 
 
@@ -46,6 +46,16 @@ def graph_ms(runs, repeats=7):
         for run in runs:
             run()
     return median_ms(graph.replay, repeats) / len(runs)
+
+
+def scaled_mm_ms(m, n, k, repeats):
+    """cuBLASLt's fp8 product, its fastest: one scale a tensor, short sums."""
+    a = torch.randn(m, k, device=DEVICE).to(torch.float8_e4m3fn)
+    b = torch.randn(n, k, device=DEVICE).to(torch.float8_e4m3fn)
+    one = torch.ones((), device=DEVICE)
+    return median_ms(lambda: torch._scaled_mm(a, b.T, scale_a=one, scale_b=one,
+                                              out_dtype=torch.bfloat16, use_fast_accum=True),
+                     repeats)
 
 
 class Library:
@@ -89,10 +99,26 @@ class Library:
             blocks[:, at:at + 2] = scale.to(torch.float16).view(torch.uint8)
         if kind == "mxfp4":
             blocks[:, 0] = 120
+        if kind == "fp8":
+            blocks[:, :4] = (torch.rand(blocks.shape[0], 1, device=DEVICE) * 1e-4).view(torch.uint8)
+            blocks[:, 4:] &= 0xfe  # no NaN
         return None, self.pack(kind, blocks, n, k)
+
+    def operand(self, kind, m, k, portable=0):
+        """Memory for rows as a product with weights of this kind takes them, and for their scales."""
+        if kind == "fp8" and not portable:
+            return (torch.empty(m, k, device=DEVICE, dtype=torch.uint8),
+                    torch.empty(k // 128, (m + 3) // 4 * 4, device=DEVICE))
+        if self.lib.ls_operand_is_bf16(TYPES[kind]):
+            return torch.empty(m, k, device=DEVICE, dtype=torch.bfloat16), None
+        return torch.empty(m, k, device=DEVICE, dtype=torch.float16), torch.ones(m, device=DEVICE)
 
     def convert(self, kind, x, x_type, operand, scale):
         m, k = x.shape
+        if operand.dtype == torch.uint8:
+            self.call("ls_convert_fp8", self.at(x), TYPES[x_type], ctypes.c_int64(m),
+                      ctypes.c_int64(k), self.at(operand), self.at(scale), self.stream())
+            return
         self.call("ls_convert", TYPES[kind], self.at(x), TYPES[x_type], ctypes.c_int64(m),
                   ctypes.c_int64(k), self.at(operand), self.at(scale), self.stream())
 
@@ -130,14 +156,12 @@ def main():
     for name, n, k in SHAPES:
         m = args.prefill
         flops = 2 * m * n * k
-        for kind in ("bf16", "f16", "q8_0", "q4_K", "q6_K", "mxfp4"):
+        for kind in ("bf16", "fp8", "f16", "q8_0", "q4_K", "q6_K", "mxfp4"):
             if args.quick and kind in ("f16", "q6_K", "mxfp4"):
                 continue
             source, packed = lib.random_weight(kind, n, k)
-            dtype = torch.bfloat16 if lib.lib.ls_operand_is_bf16(TYPES[kind]) else torch.float16
             x = torch.randn(m, k, device=DEVICE, dtype=torch.bfloat16)
-            operand = torch.empty(m, k, device=DEVICE, dtype=dtype)
-            scale = torch.ones(m, device=DEVICE) if dtype == torch.float16 else None
+            operand, scale = lib.operand(kind, m, k)
             lib.convert(kind, x, "bf16", operand, scale)
             out = torch.empty(m, n, device=DEVICE, dtype=torch.bfloat16)
             ms = median_ms(lambda: lib.product(kind, packed, n, operand, scale, out, "bf16"),
@@ -159,14 +183,21 @@ def main():
                 line += f"  cuBLAS {peer:.3f} ms: {peer / ms:.2f}x, diff {diff:.1e}; f32 out " \
                         f"{ms32:.3f} ms, f32 rows to bf16 {conv:.3f} ms"
                 del out32, x32, want
+            if kind == "fp8":
+                peer = scaled_mm_ms(m, n, k, repeats)
+                total["cuBLAS fp8"] = total.get("cuBLAS fp8", 0) + peer
+                conv = median_ms(lambda: lib.convert(kind, x, "bf16", operand, scale), repeats)
+                total["fp8 conversions"] = total.get("fp8 conversions", 0) + conv
+                line += f"  cuBLAS with one scale a tensor {peer:.3f} ms: {peer / ms:.2f}x; " \
+                        f"bf16 rows to fp8 {conv:.3f} ms"
             print(line, flush=True)
             del source, packed, x, operand, out
     print("sum of the four: " + ", ".join(f"{k} {v:.2f} ms" for k, v in total.items()) + "\n")
 
     for m in (1, 8, 64) if args.quick else (1, 8, 32, 64, 128, 256):
         print(f"decode, M = {m}")
-        kinds = ("bf16", "q8_0", "q4_K") if args.quick or m not in (1, 64) else \
-            ("bf16", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_K", "q5_K", "q6_K", "mxfp4")
+        kinds = ("bf16", "fp8", "q8_0", "q4_K") if args.quick or m not in (1, 64) else \
+            ("bf16", "fp8", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_K", "q5_K", "q6_K", "mxfp4")
         total = {}
         floor = {}
         for name, n, k in SHAPES:
@@ -174,11 +205,8 @@ def main():
                 size = lib.lib.ls_packed_bytes(TYPES[kind], ctypes.c_int64(n), ctypes.c_int64(k))
                 copies = max(2, min(24, (260 << 20) // size + 1))
                 weights = [lib.random_weight(kind, n, k) for _ in range(copies)]
-                bf16 = lib.lib.ls_operand_is_bf16(TYPES[kind])
-                dtype = torch.bfloat16 if bf16 else torch.float16
                 x = torch.randn(m, k, device=DEVICE)
-                operand = torch.empty(m, k, device=DEVICE, dtype=dtype)
-                scale = torch.ones(m, device=DEVICE) if not bf16 else None
+                operand, scale = lib.operand(kind, m, k)
                 lib.convert(kind, x, "f32", operand, scale)
                 out = torch.empty(m, n, device=DEVICE)
 

@@ -33,6 +33,7 @@ int ls_pack(int type, const void* source, int64_t rows, int64_t cols, void* pack
                               .source_row_bytes = ls_row_bytes(type, cols),
                               .rows = rows,
                               .cols = cols,
+                              .weight_rows = rows,
                               .packed = static_cast<uint8_t*>(packed)},
                              static_cast<cudaStream_t>(stream));
 }
@@ -51,27 +52,44 @@ int ls_convert(int weight_type, const void* x, int x_type, int64_t m, int64_t k,
       static_cast<cudaStream_t>(stream));
 }
 
+// The same for fp8 weights: operand has room for m * k bytes, block_scale for k / 128 rows of m rounded
+// up to a multiple of 4.
+int ls_convert_fp8(const void* x, int x_type, int64_t m, int64_t k, void* operand,
+                   float* block_scale, void* stream) {
+  const int64_t dims[2] = {m, k};
+  return cuda::LaunchFp8Conversion({.x = TensorView::Contiguous(x, TypeNamed(x_type), dims, 2),
+                                    .rows = m,
+                                    .out = static_cast<uint8_t*>(operand),
+                                    .block_scale = block_scale,
+                                    .scale_pitch = (m + 3) / 4 * 4},
+                                   static_cast<cudaStream_t>(stream));
+}
+
+// scale: of rows for f16 operands, of blocks for fp8 weights (not of the portable kernels).
 int ls_product(int portable, int weight_type, const void* packed, int64_t n, const void* operand,
-               const float* row_scale, int64_t m, int64_t k, void* out, int out_type,
+               const float* scale, int64_t m, int64_t k, void* out, int out_type,
                void* stream) {
   const DType type = TypeNamed(weight_type);
+  const bool fp8 = type == DType::kFP8_128 && portable == 0;
   const cuda::Product product{.weight_dtype = type,
                               .weight = static_cast<const uint8_t*>(packed),
                               .n = n,
                               .x = Operand{.data = operand,
-                                           .dtype = cuda::OperandType(type),
+                                           .dtype = fp8 ? DType::kF8E4M3 : cuda::OperandType(type),
                                            .rows = m,
                                            .cols = k,
                                            .pitch = k,
-                                           .row_scale = row_scale},
+                                           .row_scale = fp8 ? nullptr : scale,
+                                           .block_scale = fp8 ? scale : nullptr,
+                                           .scale_pitch = (m + 3) / 4 * 4},
                               .out = out,
                               .out_dtype = TypeNamed(out_type),
                               .out_stride = n,
                               .path = portable != 0 ? cuda::KernelPath::kPortable
                                                     : cuda::KernelPath::kFast};
-  return longstride::kernels::IsQuantized(type)
-             ? cuda::LaunchQuantProduct(product, static_cast<cudaStream_t>(stream))
-             : cuda::LaunchDenseProduct(product, static_cast<cudaStream_t>(stream));
+  return cuda::IsDense(type)
+             ? cuda::LaunchDenseProduct(product, static_cast<cudaStream_t>(stream))
+             : cuda::LaunchQuantProduct(product, static_cast<cudaStream_t>(stream));
 }
 
 }  // extern "C"

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes a checkpoint of random bf16 weights in the shape of a Llama, for speed only.
+"""Writes a checkpoint of random weights in the shape of a Llama, for speed only.
 
-usage: make_checkpoint.py FOLDER {tiny,1b,8b}
-The weights are one block of normal values over and over: kernels read every byte all the same.
+usage: make_checkpoint.py FOLDER {tiny,1b,8b} [fp8]
+bf16; with fp8, projections are e4m3 with a scale for each block of 128 x 128. The weights are one block of normal values over and over: kernels read every byte all the same.
 """
 import array
 import json
+import math
 import pathlib
 import random
 import struct
@@ -25,8 +26,11 @@ SHAPES = {
 }
 
 
-def config_of(shape):
-    return dict(SHAPES[shape], architectures=["LlamaForCausalLM"], model_type="llama",
+def config_of(shape, fp8):
+    quantized = dict(quantization_config=dict(quant_method="fp8", fmt="e4m3",
+                                              activation_scheme="dynamic",
+                                              weight_block_size=[128, 128])) if fp8 else {}
+    return dict(SHAPES[shape], **quantized, architectures=["LlamaForCausalLM"], model_type="llama",
                 hidden_act="silu", rms_norm_eps=1e-5, rope_theta=500000.0,
                 max_position_embeddings=131072, torch_dtype="bfloat16",
                 bos_token_id=0, eos_token_id=1)
@@ -55,6 +59,15 @@ def bf16(value):
     return struct.unpack("<I", struct.pack("<f", value))[0] >> 16
 
 
+def e4m3(value):
+    """The code of a value's magnitude, which is below 448, rounded to nearest."""
+    sign, value = (0x80, -value) if value < 0 else (0, value)
+    if value < 2 ** -6:
+        return sign | round(value * 512)
+    mantissa, exponent = math.frexp(value)
+    return (sign | (exponent + 6) << 3) + round((mantissa - 0.5) * 16)
+
+
 def tokenizer_of(vocab_size):
     """Every byte a token, and words that nothing spells for the rest."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -75,35 +88,52 @@ def tokenizer_of(vocab_size):
                            fuse_unk=False, byte_fallback=False, vocab=vocab, merges=[]))
 
 
+FP8_SCALE = 0.02 / 64  # times normal values of spread 64
+
+
 def write_weights(path, config):
     header, at = {}, 0
+
+    def add(name, dtype, shape, value_bytes):
+        nonlocal at
+        size = value_bytes * math.prod(shape)
+        header[name] = dict(dtype=dtype, shape=list(shape), data_offsets=[at, at + size])
+        at += size
+
     for name, shape in tensors_of(config):
-        count = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        header[name] = dict(dtype="BF16", shape=list(shape), data_offsets=[at, at + 2 * count])
-        at += 2 * count
+        if "quantization_config" in config and "_proj." in name:
+            add(name, "F8_E4M3", shape, 1)
+            add(name + "_scale_inv", "F32", [(n + 127) // 128 for n in shape], 4)
+        else:
+            add(name, "BF16", shape, 2)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     rng = random.Random(1)
     block = array.array("H", (bf16(rng.gauss(0, 0.02)) for _ in range(BLOCK_VALUES))).tobytes()
-    one = struct.pack("<H", bf16(1.0))
+    codes = bytes(e4m3(rng.gauss(0, 64)) for _ in range(BLOCK_VALUES))
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for i, (name, entry) in enumerate(header.items()):
             left = entry["data_offsets"][1] - entry["data_offsets"][0]
             if name.endswith("norm.weight"):
-                file.write(one * (left // 2))
+                file.write(struct.pack("<H", bf16(1.0)) * (left // 2))
                 continue
-            begin = 2 * (i * 40961 % BLOCK_VALUES)
-            left -= file.write(block[begin:begin + left])
+            if name.endswith("_scale_inv"):
+                file.write(struct.pack("<f", FP8_SCALE) * (left // 4))
+                continue
+            values = codes if entry["dtype"] == "F8_E4M3" else block
+            begin = len(values) // BLOCK_VALUES * (i * 40961 % BLOCK_VALUES)
+            left -= file.write(values[begin:begin + left])
             while left > 0:
-                left -= file.write(block[:left])
+                left -= file.write(values[:left])
     return at
 
 
 def main():
-    if len(sys.argv) != 3 or sys.argv[2] not in SHAPES:
+    fp8 = sys.argv[3:] == ["fp8"]
+    if len(sys.argv) != 3 + fp8 or sys.argv[2] not in SHAPES:
         sys.exit(__doc__)
-    folder, config = pathlib.Path(sys.argv[1]), config_of(sys.argv[2])
+    folder, config = pathlib.Path(sys.argv[1]), config_of(sys.argv[2], fp8)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(config["vocab_size"])))

@@ -82,10 +82,10 @@ def bench_attention(lib):
 
 
 def bench_linear(lib):
-    for m, kinds in ((1, ("bf16", "f16", "q8_0", "q4_0", "q5_1", "q4_K", "q6_K", "mxfp4")),
-                     (8, ("bf16", "q8_0", "q4_K")), (64, ("bf16", "q8_0", "q4_K")),
+    for m, kinds in ((1, ("bf16", "f16", "fp8", "q8_0", "q4_0", "q5_1", "q4_K", "q6_K", "mxfp4")),
+                     (8, ("bf16", "fp8", "q8_0", "q4_K")), (64, ("bf16", "fp8", "q8_0", "q4_K")),
                      (512, ("bf16", "q4_K")),
-                     (8192, ("bf16", "f16", "q8_0", "q4_K", "q6_K", "mxfp4"))):
+                     (8192, ("bf16", "f16", "fp8", "q8_0", "q4_K", "q6_K", "mxfp4"))):
         for kind in kinds:
             totals, work, worst = {0: 0.0, 1: 0.0}, 0, 0.0
             for _, n, k in linear.SHAPES:
@@ -94,20 +94,18 @@ def bench_linear(lib):
                 # More than the second-level cache holds, where the weights are what is read.
                 copies = 1 if m > 512 else max(2, min(24, (260 << 20) // size + 1))
                 weights = [lib.random_weight(kind, n, k)[1] for _ in range(copies)]
-                bf16 = lib.lib.ls_operand_is_bf16(linear.TYPES[kind])
                 x = torch.randn(m, k, device=DEVICE)
-                operand = torch.empty(m, k, device=DEVICE,
-                                      dtype=torch.bfloat16 if bf16 else torch.float16)
-                scale = None if bf16 else torch.ones(m, device=DEVICE)
-                lib.convert(kind, x, "f32", operand, scale)
+                operands = {p: lib.operand(kind, m, k, p) for p in (0, 1)}
+                for operand in operands.values():
+                    lib.convert(kind, x, "f32", *operand)
                 out = {p: torch.empty(m, n, device=DEVICE) for p in (0, 1)}
                 for p in (0, 1):
                     def one(w, p=p):
-                        return lambda: lib.product(kind, w, n, operand, scale, out[p], "f32", p)
+                        return lambda: lib.product(kind, w, n, *operands[p], out[p], "f32", p)
                     totals[p] += linear.graph_ms([one(w) for w in weights], 5)
                 worst = max(worst, attention.difference(out[1], out[0]))
                 work += 2 * m * n * k if m > 64 else size
-                del weights, x, operand, out
+                del weights, x, operands, operand, out
             row(f"products of a layer, M={m} {kind}", totals[0], totals[1], work,
                 "TFLOP/s" if m > 64 else "TB/s", f"diff {worst:.1e}")
 

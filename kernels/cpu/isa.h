@@ -41,8 +41,8 @@ struct QuantPanelArgs {
 
 // result[m, r] = sum_k x[m, k] * w[r, k], k ascending, one fused multiply-add each.
 struct FloatPanelArgs {
-  DType dtype = DType::kF32;    // f32, f16 or bf16
-  const void* panel = nullptr;  // [cols][16]
+  DType dtype = DType::kF32;    // f32, f16, bf16 or fp8_128
+  const void* panel = nullptr;  // [cols][16]; fp8_128: [cols / 128] x { float scales[16], codes [128][16] }
   const float* x = nullptr;     // [M, cols]
   int64_t x_stride = 0;
   int64_t cols = 0;

@@ -67,7 +67,7 @@ CpuLinearWeight::CpuLinearWeight(int64_t rows, int64_t cols, std::vector<Segment
   owned_bytes_ = buffer_.bytes();
   for (const Segment& s : segments_) {
     num_panels_ += s.panels;
-    has_quantized_ |= IsQuantized(s.dtype);
+    has_quantized_ |= MultipliesCodes(s.dtype);
   }
 }
 
@@ -152,7 +152,7 @@ absl::Status CpuBackend::DoLinear(const LinearParams& p) {
       const Segment& s = weight->segments()[segment];
       const int64_t panel = n - s.panel_begin;
       const uint8_t* data = weight->data() + s.offset + panel * s.panel_bytes;
-      if (IsQuantized(s.dtype)) {
+      if (MultipliesCodes(s.dtype)) {
         const int64_t blocks = cols / kBlockCols;
         kernels_.quant_panel(
             {.dtype = s.dtype,

@@ -149,6 +149,18 @@ void PackFloats(const TensorView& part, int64_t row_begin, uint8_t* out) {
   }
 }
 
+void PackFp8(const TensorView& part, int64_t row_begin, uint8_t* out) {
+  const int64_t size = BlockBytes(part.dtype), blocks = part.shape[1] / BlockElements(part.dtype);
+  const int64_t rows = std::min<int64_t>(part.shape[0] - row_begin, kRows);
+  for (int64_t b = 0; b < blocks; ++b, out += kRows * size) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const uint8_t* in = part.ptr<uint8_t>() + ((row_begin + r) * blocks + b) * size;
+      std::memcpy(out + r * 4, in, 4);
+      for (int k = 0; k < 128; ++k) out[kRows * 4 + k * kRows + r] = in[4 + k];
+    }
+  }
+}
+
 float LoadHalf(const uint8_t* p) {
   uint16_t bits;
   std::memcpy(&bits, p, sizeof(bits));
@@ -206,6 +218,7 @@ void PackPanel(const TensorView& part, int64_t row_begin, uint8_t* out) {
   const int64_t cols = part.shape[1];
   std::memset(out, 0, PanelBytes(part.dtype, cols));
   if (!IsQuantized(part.dtype)) return PackFloats(part, row_begin, out);
+  if (part.dtype == DType::kFP8_128) return PackFp8(part, row_begin, out);
   const int64_t elements = BlockElements(part.dtype);
   const int64_t block_bytes = BlockBytes(part.dtype);
   const int bits = StoredBits(part.dtype);

@@ -16,6 +16,7 @@
 //   Q4_K, Q5_K   for 8 blocks: scale half[16] · minimum scale half[16] · the 12 scale bytes
 //   [12][16];
 //                then for each block [fifth ·] nibbles
+//   FP8_128      see FloatPanelArgs: no dot products of integers
 //   Q6_K         for 8 blocks: scale half[16] · sub-block scales i8 [16][16]; then for each block
 //                upper · nibbles
 #pragma once
@@ -58,6 +59,11 @@ constexpr CodeTraits TraitsOf(DType dtype) {
     default:
       return {};
   }
+}
+
+// Whether rows are multiplied with activations rounded to int8; other types with float32 ones.
+constexpr bool MultipliesCodes(DType dtype) {
+  return IsQuantized(dtype) && dtype != DType::kFP8_128;
 }
 
 // Bytes of one panel of a weight with `cols` columns (float types: [cols][16] elements).

@@ -95,6 +95,12 @@ __device__ float Element(DType dtype, int32_t block_bytes, const uint8_t* row, i
       const uint8_t* b = row + c / 256 * 176;
       return BlockK45(b, b + 16, b + 48, static_cast<int>(c % 256));
     }
+    case DType::kFP8_128: {
+      const uint8_t* b = row + c / 128 * 132;
+      const uint32_t code = b[4 + c % 128];
+      const float value = __uint_as_float((code & 0x80) << 24 | (code & 0x7f) << 20) * 0x1p120f;
+      return value * __uint_as_float(WordAt(b));
+    }
     case DType::kQ6_K:
       return BlockQ6K(row + c / 256 * 210, static_cast<int>(c % 256));
     default:

@@ -70,12 +70,12 @@ absl::StatusOr<TensorView> WeightBinder::Checked(std::string_view name,
 
 absl::StatusOr<TensorView> WeightBinder::Matrix(std::string_view name, int64_t rows, int64_t cols) {
   ASSIGN_OR_RETURN(const TensorView view, Checked(name, {rows, cols}));
-  if (view.dtype == DType::kF8E4M3) return DecodeFp8(view, name);
+  if (view.dtype == DType::kF8E4M3) return BindFp8(view, name);
   if (!IsMatrixType(view.dtype)) return RefuseType(name, view.dtype);
   return view;
 }
 
-absl::StatusOr<TensorView> WeightBinder::DecodeFp8(const TensorView& codes, std::string_view name) {
+absl::StatusOr<TensorView> WeightBinder::BindFp8(const TensorView& codes, std::string_view name) {
   const int64_t rows = codes.shape[0], cols = codes.shape[1];
   const std::string module(name.substr(0, name.find_last_of('.')));
   if (Has(module + ".input_scale")) {
@@ -107,25 +107,36 @@ absl::StatusOr<TensorView> WeightBinder::DecodeFp8(const TensorView& codes, std:
   used_.insert(scale_name);
   std::vector<float> scales(static_cast<size_t>(view.num_elements()));
   kernels::DequantizeRow(view.dtype, view.data, view.num_elements(), scales.data());
-  auto* out = reinterpret_cast<uint16_t*>(NewBytes(static_cast<size_t>(rows * cols) * 2));
+  const auto scale_at = [&](int64_t row, int64_t col) {
+    return scales[static_cast<size_t>(row / grid.block_rows * grid.grid_cols +
+                                      col / grid.block_cols)];
+  };
   const auto* in = codes.ptr<const uint8_t>();
-  for (int64_t i = 0; i < grid.grid_rows * grid.grid_cols; ++i) {
-    uint16_t decoded[256];
-    for (int code = 0; code < 256; ++code) {
-      decoded[code] = kernels::FloatToBfloat16(kernels::E4m3ToFloat(static_cast<uint8_t>(code)) *
-                                               scales[static_cast<size_t>(i)]);
+  if (std::any_of(in, in + rows * cols, [](uint8_t code) { return (code & 0x7f) == 0x7f; })) {
+    return absl::InvalidArgumentError(StrCat(
+        "tensor \"", name, "\" holds values that are not numbers; the checkpoint is damaged"));
+  }
+  spec_->weights_type = "fp8";
+  constexpr DType kBlocks = DType::kFP8_128;
+  constexpr int64_t kColumns = kernels::BlockElements(kBlocks);
+  const bool whole = cols % kColumns == 0;
+  const int64_t row_bytes = whole ? kernels::RowBytes(kBlocks, cols) : 2 * cols;
+  auto* out = reinterpret_cast<uint8_t*>(NewBytes(static_cast<size_t>(rows * row_bytes)));
+  TensorView decoded = TensorView::Matrix(out, whole ? kBlocks : DType::kBF16, rows, cols);
+  for (int64_t r = 0; r < rows; ++r, in += cols, out += row_bytes) {
+    for (int64_t c = 0; whole && c < cols; c += kColumns) {
+      uint8_t* block = out + c / kColumns * kernels::BlockBytes(kBlocks);
+      const float scale = scale_at(r, c);
+      std::memcpy(block, &scale, sizeof(scale));
+      std::memcpy(block + sizeof(scale), in + c, kColumns);
     }
-    const int64_t row = i / grid.grid_cols * grid.block_rows;
-    const int64_t col = i % grid.grid_cols * grid.block_cols;
-    const int64_t end_row = std::min(rows, row + grid.block_rows);
-    const int64_t end_col = std::min(cols, col + grid.block_cols);
-    for (int64_t r = row; r < end_row; ++r) {
-      for (int64_t c = col; c < end_col; ++c) out[r * cols + c] = decoded[in[r * cols + c]];
+    for (int64_t c = 0; !whole && c < cols; ++c) {
+      const uint16_t value = kernels::FloatToBfloat16(kernels::E4m3ToFloat(in[c]) * scale_at(r, c));
+      std::memcpy(out + 2 * c, &value, sizeof(value));
     }
   }
   file_.Release(codes);
-  spec_->weights_type = "fp8";
-  return TensorView::Matrix(out, DType::kBF16, rows, cols);
+  return decoded;
 }
 
 absl::StatusOr<std::vector<TensorView>> WeightBinder::Matrices(std::string_view name, int64_t count,

@@ -25,9 +25,10 @@ class WeightBinder {
 
   bool Has(std::string_view name) const { return file_.Has(name); }
 
-  // A weight matrix [rows, cols]: in place, or decoded to bf16 where it is e4m3 with the scales
+  // A weight matrix [rows, cols]: in place, or as fp8_128 blocks where it is e4m3 with the scales
   // "<name>_scale" or "<name>_scale_inv", which its codes are multiplied with: one for all, one for
-  // each row or one for each block of 128 x 128. UNIMPLEMENTED: activations of a static scale.
+  // each row or one for each block of 128 x 128 (decoded to bf16 where rows are not whole blocks).
+  // INVALID_ARGUMENT: a code is not a number. UNIMPLEMENTED: activations of a static scale.
   absl::StatusOr<kernels::TensorView> Matrix(std::string_view name, int64_t rows, int64_t cols);
   // [count, rows, cols] in place, as `count` matrices.
   absl::StatusOr<std::vector<kernels::TensorView>> Matrices(std::string_view name, int64_t count,
@@ -61,8 +62,8 @@ class WeightBinder {
  private:
   absl::StatusOr<kernels::TensorView> Checked(std::string_view name,
                                               const std::vector<int64_t>& shape);
-  absl::StatusOr<kernels::TensorView> DecodeFp8(const kernels::TensorView& codes,
-                                                std::string_view name);
+  absl::StatusOr<kernels::TensorView> BindFp8(const kernels::TensorView& codes,
+                                              std::string_view name);
   absl::StatusOr<kernels::TensorView> CopyAsFloat(const kernels::TensorView& view,
                                                   std::string_view name);
 

@@ -65,7 +65,8 @@ inline std::unique_ptr<Backend> MakeReference() {
 
 inline const DType kWeightTypes[] = {DType::kF32,  DType::kF16,  DType::kBF16, DType::kQ8_0,
                                      DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
-                                     DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kMXFP4};
+                                     DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kMXFP4,
+                                     DType::kFP8_128};
 
 // Bytes of a random [rows, cols] tensor whose decoded values are of order 1.
 inline std::vector<uint8_t> RandomWeight(DType type, int64_t rows, int64_t cols,
@@ -118,6 +119,14 @@ inline std::vector<uint8_t> RandomWeight(DType type, int64_t rows, int64_t cols,
       case DType::kMXFP4:
         b[0] = static_cast<uint8_t>(124 + rng() % 4);
         break;
+      case DType::kFP8_128: {
+        const float scale = spread / 128;
+        std::memcpy(b, &scale, sizeof(scale));
+        for (int k = 4; k < 132; ++k) {
+          if ((b[k] & 0x7f) == 0x7f) b[k] ^= 1;  // not a number
+        }
+        break;
+      }
       default:
         break;
     }

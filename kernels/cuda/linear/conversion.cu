@@ -1,11 +1,13 @@
-// Activations to the 16-bit operands of the tensor cores; see Conversion in product.h. One block a
-// row: the largest magnitude first where the type is f16, then the rounding.
+// Activations to the operands of the tensor cores; see Conversion and Fp8Conversion in product.h. For
+// 16-bit types one block a row: the largest magnitude first where the type is f16, then the rounding.
 // Bound: memory, input once (a second read hits the first-level cache) and output once.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <type_traits>
 
+#include "kernels/cuda/linear/fp8.cuh"
 #include "kernels/cuda/linear/hopper.cuh"
 #include "kernels/cuda/linear/packed_weight.h"
 #include "kernels/cuda/linear/product.h"
@@ -90,6 +92,79 @@ void Launch(const Conversion& c, cudaStream_t stream) {
   }
 }
 
+// A thread takes 16 columns, eight threads a block of 128.
+constexpr int kFp8Threads = 128;
+constexpr int kFp8Columns = kFp8Threads * 16;  // of one block of threads
+// What smaller blocks are scaled as: the quotient stays finite.
+constexpr float kFp8Least = 1e-30f;
+
+template <typename X, bool kAligned>
+__global__ void __launch_bounds__(kFp8Threads) ConvertToFp8(const Fp8Conversion c) {
+  LetDependentsStart();
+  const int64_t row = blockIdx.x;
+  const int64_t column = int64_t{blockIdx.y} * kFp8Columns + threadIdx.x * 16;
+  const int64_t source = c.source_rows == nullptr ? row : c.source_rows[row];
+  if (source < 0 || column >= c.x.shape[1]) return;  // for the eight threads of a block alike
+  const auto* x = static_cast<const X*>(c.x.data) + source * c.x.strides[0] + column;
+  const float factor = c.factors == nullptr ? 1.0f : c.factors[row];
+  float v[16], largest = 0.0f;
+  if constexpr (kAligned) {
+    constexpr int kVector = 16 / sizeof(X);
+#pragma unroll
+    for (int i = 0; i < 16; i += kVector) {
+      const auto some = *reinterpret_cast<const Pack<X, kVector>*>(x + i);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) v[i + j] = ToFloat(some.v[j]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) v[i] = ToFloat(x[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    v[i] = __bfloat162float(__float2bfloat16(v[i] * factor));
+    largest = fmaxf(largest, fabsf(v[i]));
+  }
+  // Whole groups of eight lanes are here.
+  const unsigned group = 0xffu << (threadIdx.x & 24);
+#pragma unroll
+  for (int offset = 4; offset > 0; offset /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(group, largest, offset));
+  }
+  largest = fmaxf(largest, kFp8Least);
+  const float inverse = __fdiv_rn(448.0f, largest);
+  uint32_t words[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const auto pair = [&](int place) -> uint32_t {
+      return __nv_cvt_float2_to_fp8x2(make_float2(v[Fp8Column(place)] * inverse,
+                                                  v[Fp8Column(place + 1)] * inverse),
+                                      __NV_SATFINITE, __NV_E4M3);
+    };
+    words[w] = pair(w * 4) | pair(w * 4 + 2) << 16;
+  }
+  *reinterpret_cast<uint4*>(c.out + row * c.x.shape[1] + column) =
+      make_uint4(words[0], words[1], words[2], words[3]);
+  if (threadIdx.x % 8 == 0) {
+    c.block_scale[column / 128 * c.scale_pitch + row] = __fdiv_rn(largest, 448.0f);
+  }
+}
+
+template <typename X>
+cudaError_t LaunchFp8From(const Fp8Conversion& c, cudaStream_t stream) {
+  const dim3 blocks(static_cast<unsigned>(c.rows),
+                    static_cast<unsigned>(CeilDiv(c.x.shape[1], kFp8Columns)));
+  constexpr int kVector = 16 / sizeof(X);
+  const bool aligned =
+      c.x.strides[0] % kVector == 0 && reinterpret_cast<uintptr_t>(c.x.data) % 16 == 0;
+  if (aligned) {
+    ConvertToFp8<X, true><<<blocks, kFp8Threads, 0, stream>>>(c);
+  } else {
+    ConvertToFp8<X, false><<<blocks, kFp8Threads, 0, stream>>>(c);
+  }
+  return cudaGetLastError();
+}
+
 template <typename X>
 cudaError_t LaunchFrom(const Conversion& c, cudaStream_t stream) {
   if (c.to == DType::kF16) {
@@ -108,6 +183,16 @@ cudaError_t LaunchConversion(const Conversion& c, cudaStream_t stream) {
     case DType::kF32: return LaunchFrom<float>(c, stream);
     case DType::kF16: return LaunchFrom<__half>(c, stream);
     case DType::kBF16: return LaunchFrom<__nv_bfloat16>(c, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+cudaError_t LaunchFp8Conversion(const Fp8Conversion& c, cudaStream_t stream) {
+  if (c.rows == 0) return cudaSuccess;
+  switch (c.x.dtype) {
+    case DType::kF32: return LaunchFp8From<float>(c, stream);
+    case DType::kF16: return LaunchFp8From<__half>(c, stream);
+    case DType::kBF16: return LaunchFp8From<__nv_bfloat16>(c, stream);
     default: return cudaErrorInvalidValue;
   }
 }

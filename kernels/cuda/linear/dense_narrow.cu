@@ -1,13 +1,15 @@
-// Products with f16 and bf16 weights and up to some hundred activation rows.
+// Products with f16, bf16 and fp8 weights and up to some hundred activation rows.
 //
 // out^T = W x^T on the tensor cores: a tile of 8 to 64 weight rows is the M side (always 64 rows of
 // the instruction: the rest of it multiplies whatever lies there and is dropped), 8, 64 or 128
-// activation rows are the N side. K is summed in order, 16 columns at a time, as in dense_wide.cu.
+// activation rows are the N side. K is summed in order, 16 columns at a time (fp8: 128, see fp8.cuh),
+// as in dense_wide.cu.
 // Every block takes an equal share of the weight's rows, and a producer warp keeps its ring of
 // shared memory full across tiles.
 //
 // Bound: memory, reading the weight once per tile of activation rows.
 #include "kernels/cuda/linear/dense.cuh"
+#include "kernels/cuda/linear/fp8.cuh"
 #include "kernels/cuda/linear/hopper.cuh"
 #include "kernels/cuda/linear/product_args.cuh"
 #include "kernels/cuda/linear/wgmma_shapes.cuh"
@@ -18,7 +20,7 @@ namespace {
 constexpr int kThreads = 128 + 32;
 constexpr int kMaxAtoms = 8;  // 64 rows
 
-template <int kTokens>
+template <typename T, int kTokens>
 struct NarrowShape {
   static constexpr int kStageBlocks = kTokens == 8 ? 4 : 2;
   static constexpr int kPieceBytes = kStageBlocks * kAtomBytes;  // of one atom row
@@ -28,6 +30,15 @@ struct NarrowShape {
   // Blocks of a cluster bring a part of the activations each, for all: beyond a few rows, reading
   // them from the second-level cache would take longer than the weights.
   static constexpr int kCluster = kTokens == 8 ? 1 : 2;
+  // Scales of fp8 in a slot: of 64 weight rows for every step, then for each block of the cluster those
+  // of the activation rows that it brings, for every step.
+  static constexpr int kWeightScaleBytes = kStageBlocks * kUnitRows * 4;
+  static constexpr int kTokenScaleBytes = kStageBlocks * kTokens * 4;
+  static constexpr int kScaleBytes = kIsFp8<T> ? kWeightScaleBytes + kTokenScaleBytes : 0;
+  // Slots hold activations first, then scales: their sizes are fixed, and what follows is whole pieces.
+  static constexpr int kScalesAt = kStageBlocks * kTokenBytes;
+  static constexpr int kWeightAt = (kScalesAt + kScaleBytes + 1023) / 1024 * 1024;
+  static constexpr int kFixedBytes = kScalesAt + kScaleBytes;  // that are copied besides weights
 };
 
 // The rows of one block: atoms [begin, end), in tiles of nearly equal height.
@@ -41,9 +52,44 @@ struct Share {
   __device__ int First(int tile) const { return begin + (end - begin) * tile / tiles; }
 };
 
+// The sums of a slot's fp8 steps, each multiplied on its own and then added, in order.
+template <typename Shape, int kTokens>
+struct StepSums {
+  float of[Shape::kStageBlocks][kTokens / 2];
+
+  __device__ __forceinline__ void Multiply(uint32_t slot) {
+#pragma unroll
+    for (int i = 0; i < Shape::kStageBlocks; ++i) FenceRegisters(of[i]);
+    WgmmaFence();
+#pragma unroll
+    for (int i = 0; i < Shape::kStageBlocks; ++i) {
+      const uint64_t w =
+          WgmmaDescriptor(slot + Shape::kWeightAt + i * kAtomBytes, 0, Shape::kPieceBytes);
+      const uint64_t x = WgmmaDescriptor(slot + i * Shape::kTokenBytes, 0, 1024);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        Wgmma<__nv_fp8_e4m3, kTokens>::SharedShared(of[i], w + step * 2, x + step * 2, step);
+      }
+      WgmmaCommit();
+    }
+  }
+  // Later steps are multiplied meanwhile.
+  template <int kStep = 0>
+  __device__ __forceinline__ void AddTo(float (&sum)[kTokens / 2], uint32_t slot) {
+    constexpr int kRun = kTokens / Shape::kCluster;  // rows that one block of a cluster brings
+    const uint32_t at = slot + Shape::kScalesAt;
+    WgmmaWait<Shape::kStageBlocks - 1 - kStep>();
+    FenceRegisters(of[kStep]);
+    AddScaled<kTokens, kRun>(of[kStep], at + kStep * (kUnitRows * 4),
+                             at + Shape::kWeightScaleBytes + kStep * (kRun * 4),
+                             Shape::kStageBlocks * kRun * 4, sum);
+    if constexpr (kStep + 1 < Shape::kStageBlocks) AddTo<kStep + 1>(sum, slot);
+  }
+};
+
 template <typename T, int kTokens>
 __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant__ ProductArgs p) {
-  using Shape = NarrowShape<kTokens>;
+  using Shape = NarrowShape<T, kTokens>;
   extern __shared__ uint8_t raw[];
   auto* shared = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   __shared__ uint64_t full[Shape::kMaxSlots], empty[Shape::kMaxSlots];
@@ -54,8 +100,6 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
   constexpr int kCluster = Shape::kCluster;
   const auto rank = static_cast<int>(ClusterRank());
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  // Slots hold activations first: their height is fixed, and what follows them is whole pieces.
-  const int weight_at = Shape::kStageBlocks * Shape::kTokenBytes;
   if (threadIdx.x == 0) {
     for (int s = 0; s < p.stages; ++s) {
       BarrierInit(&full[s], 1);
@@ -81,32 +125,51 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
         const uint32_t slot = SharedAddress(shared) + at.slot * p.slot_bytes;
         if (lane == 0) {
           BarrierWait(&empty[at.slot], at.parity ^ 1);
-          BarrierArriveExpect(&full[at.slot], static_cast<uint32_t>(weight_at +
+          BarrierArriveExpect(&full[at.slot], static_cast<uint32_t>(Shape::kFixedBytes +
                                                                     atoms * Shape::kPieceBytes));
         }
         __syncwarp();
         if (lane < atoms) {
           const uint8_t* from =
               tile.weight + ((int64_t{first} + lane) * p.k_blocks + b) * kAtomBytes;
-          const uint32_t to = slot + weight_at + lane * Shape::kPieceBytes;
+          const uint32_t to = slot + Shape::kWeightAt + lane * Shape::kPieceBytes;
           if (kTokens == 8) {
             BulkLoadHinted(&full[at.slot], to, from, Shape::kPieceBytes, policy);
           } else {
             BulkLoad(&full[at.slot], to, from, Shape::kPieceBytes);
           }
         }
+        if constexpr (kIsFp8<T>) {
+          if (lane < Shape::kStageBlocks) {
+            BulkLoad(&full[at.slot], slot + Shape::kScalesAt + lane * (kUnitRows * 4),
+                     tile.weight + p.scales_at +
+                         (int64_t{b} + lane) * p.scale_rows * 4 + first * (kAtomRows * 4),
+                     kUnitRows * 4);
+          }
+        }
         if (lane == 0) {
           if (!waited) WaitForPredecessors();  // the weights do not depend on them
+          if constexpr (kIsFp8<T>) {
+            const uint32_t to = slot + Shape::kScalesAt + Shape::kWeightScaleBytes +
+                                rank * (Shape::kTokenScaleBytes / kCluster);
+            const int token = tile.row_begin + rank * (kTokens / kCluster);
+            if constexpr (kCluster > 1) {
+              TensorLoad2Multicast(&p.x_scale_map, &full[at.slot], to, token, b,
+                                   (1 << kCluster) - 1);
+            } else {
+              TensorLoad2(&p.x_scale_map, &full[at.slot], to, token, b);
+            }
+          }
           for (int i = 0; i < Shape::kStageBlocks; ++i) {
             const uint32_t to = slot + i * Shape::kTokenBytes;
             if constexpr (kCluster > 1) {
               TensorLoad2Multicast(&p.x_map, &full[at.slot],
                                    to + rank * (Shape::kTokenBytes / kCluster),
-                                   (b + i) * kBlockColumns,
+                                   (b + i) * kStepColumns<T>,
                                    tile.row_begin + rank * (kTokens / kCluster),
                                    (1 << kCluster) - 1);
             } else {
-              TensorLoad2(&p.x_map, &full[at.slot], to, (b + i) * kBlockColumns, tile.row_begin);
+              TensorLoad2(&p.x_map, &full[at.slot], to, (b + i) * kStepColumns<T>, tile.row_begin);
             }
           }
         }
@@ -120,6 +183,7 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
   }
   // One thread for each block that copies into this one's slots, once the products are done.
   const auto release = [&](int slot) {
+    if constexpr (kIsFp8<T>) NamedBarrierSync(1, 128);  // all have read the scales
     if (threadIdx.x < kCluster) BarrierArrivePeer(&empty[slot], threadIdx.x);
   };
 
@@ -134,12 +198,20 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
     for (int b = 0; b < p.k_blocks; b += Shape::kStageBlocks) {
       BarrierWait(&full[at.slot], at.parity);
       const uint32_t slot = SharedAddress(shared) + at.slot * p.slot_bytes;
+      if constexpr (kIsFp8<T>) {
+        StepSums<Shape, kTokens> steps;
+        steps.Multiply(slot);
+        steps.AddTo(sum, slot);
+        release(at.slot);
+        at.Advance(p.stages);
+        continue;
+      }
       FenceRegisters(sum);
       WgmmaFence();
 #pragma unroll
       for (int i = 0; i < Shape::kStageBlocks; ++i) {
         const uint64_t w =
-            WgmmaDescriptor(slot + weight_at + i * kAtomBytes, 0, Shape::kPieceBytes);
+            WgmmaDescriptor(slot + Shape::kWeightAt + i * kAtomBytes, 0, Shape::kPieceBytes);
         const uint64_t x = WgmmaDescriptor(slot + i * Shape::kTokenBytes, 0, 1024);
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
@@ -174,9 +246,13 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
 
 template <typename T, int kTokens>
 cudaError_t Launch(const Product& product, cudaStream_t stream) {
-  using Shape = NarrowShape<kTokens>;
+  using Shape = NarrowShape<T, kTokens>;
   ProductArgs p = MakeProductArgs(product);
-  const cudaError_t encoded = EncodeOperandMap(product.x, kTokens / Shape::kCluster, &p.x_map);
+  cudaError_t encoded = EncodeOperandMap(product.x, kTokens / Shape::kCluster, &p.x_map);
+  if (kIsFp8<T> && encoded == cudaSuccess) {
+    encoded = EncodeScaleMap(product.x, Shape::kStageBlocks, kTokens / Shape::kCluster,
+                             &p.x_scale_map);
+  }
   if (encoded != cudaSuccess) return encoded;
   if (product.groups == nullptr) p.max_tiles = (p.rows + kTokens - 1) / kTokens;
   // One block for each processor and tile of activations; where there are many such tiles, full
@@ -191,7 +267,7 @@ cudaError_t Launch(const Product& product, cudaStream_t stream) {
   const int64_t largest_share = CeilDiv(atoms, blocks);
   p.share_tiles = static_cast<int32_t>(CeilDiv(largest_share, kMaxAtoms));
   p.atoms_per_tile = static_cast<int32_t>(CeilDiv(largest_share, p.share_tiles));
-  p.slot_bytes = Shape::kStageBlocks * Shape::kTokenBytes + p.atoms_per_tile * Shape::kPieceBytes;
+  p.slot_bytes = Shape::kWeightAt + p.atoms_per_tile * Shape::kPieceBytes;
   p.stages = Shape::kRingBytes / p.slot_bytes;
   if (p.stages > Shape::kMaxSlots) p.stages = Shape::kMaxSlots;
   const int stages_needed =
@@ -219,8 +295,11 @@ cudaError_t LaunchTokens(const Product& p, int tokens, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchDenseNarrow(const Product& p, int tokens, cudaStream_t stream) {
-  return p.weight_dtype == DType::kBF16 ? LaunchTokens<__nv_bfloat16>(p, tokens, stream)
-                                        : LaunchTokens<__half>(p, tokens, stream);
+  switch (p.weight_dtype) {
+    case DType::kFP8_128: return LaunchTokens<__nv_fp8_e4m3>(p, tokens, stream);
+    case DType::kBF16: return LaunchTokens<__nv_bfloat16>(p, tokens, stream);
+    default: return LaunchTokens<__half>(p, tokens, stream);
+  }
 }
 
 }  // namespace longstride::kernels::cuda

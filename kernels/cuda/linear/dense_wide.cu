@@ -1,12 +1,14 @@
-// Products with f16 and bf16 weights and many activation rows: persistent blocks, each with a
-// producer warp and two math warpgroups of 64 weight rows by 256 activation rows. Two blocks of a
-// cluster take neighbouring weight tiles and the same activations, each bringing half of them for
-// both. K is summed in order, 16 columns at a time, as in dense_narrow.cu.
+// Products with f16, bf16 and fp8 weights and many activation rows: persistent blocks, each with a
+// producer warp and two math warpgroups of 64 weight rows by 256 activation rows (fp8: 192). Two blocks
+// of a cluster take neighbouring weight tiles and the same activations, each bringing half of them for
+// both. K is summed in order, 16 columns at a time (fp8: 128, see fp8.cuh; while one warpgroup adds a
+// step the other multiplies), as in dense_narrow.cu.
 //
-// Bound: the tensor cores. Registers: 128 accumulators a thread; shared memory: 4 slots of 48 KB
-// and 32 KB of results on their way out.
+// Bound: the tensor cores. Registers: 128 accumulators a thread (fp8: 96 sums, and 96 of the step);
+// shared memory: 4 slots of 48 KB and 32 KB of results on their way out (fp8: 5 of 40 KB, 16 KB).
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/linear/dense.cuh"
+#include "kernels/cuda/linear/fp8.cuh"
 #include "kernels/cuda/linear/hopper.cuh"
 #include "kernels/cuda/linear/product_args.cuh"
 #include "kernels/cuda/linear/wgmma_shapes.cuh"
@@ -17,15 +19,27 @@ namespace {
 constexpr int kMathGroups = 2;
 constexpr int kThreads = 128 * (kMathGroups + 1);
 constexpr int kTileN = 128;
-constexpr int kTokens = 256;
 constexpr int kCluster = 2;
-constexpr int kSlots = 4;
 constexpr int kWeightBytes = kTileN * 128;
-constexpr int kTokenBytes = kTokens * 128;
-constexpr int kSlotBytes = kWeightBytes + kTokenBytes;
-constexpr int kStagingBytes = 16 * 1024;  // of results, for each math warpgroup
-constexpr size_t kSharedBytes = kSlots * kSlotBytes + kMathGroups * kStagingBytes + 1024;
+
+template <typename T>
+struct WideShape {
+  static constexpr int kTokens = kIsFp8<T> ? 192 : 256;
+  static constexpr int kSlots = kIsFp8<T> ? 5 : 4;
+  static constexpr int kTokenBytes = kTokens * 128;
+  static constexpr int kSlotBytes = kWeightBytes + kTokenBytes;
+  // Activation rows of one piece of results, in 16-bit types; of float32 half as many.
+  static constexpr int kChunk = kIsFp8<T> ? 64 : 128;
+  static constexpr int kStagingBytes = kChunk * 128;  // for each math warpgroup
+  // Behind the slots: scales of fp8, of the weight rows and then of the activation rows.
+  static constexpr int kScaleBytes = kIsFp8<T> ? (kTileN + kTokens) * 4 : 0;
+  static constexpr int kStagingAt = kSlots * kSlotBytes;
+  static constexpr int kScalesAt = kStagingAt + kMathGroups * kStagingBytes;
+  static constexpr size_t kSharedBytes = kScalesAt + kSlots * kScaleBytes + 1024;
+};
+
 constexpr int kStagingBarrier = 1;  // + warpgroup
+constexpr int kAddedBarrier = kStagingBarrier + kMathGroups;  // + warpgroup
 constexpr uint16_t kBothBlocks = 3;
 
 // Walks the tiles of a cluster: bands of activation tiles, so that what runs at the same time
@@ -50,7 +64,9 @@ class TileWalk {
 
 // Stores the results of one warpgroup, 64 columns of 256 rows, through shared memory by bulk copies
 // that run while the next tile is multiplied.
+template <typename Shape>
 struct Results {
+  static constexpr int kTokens = Shape::kTokens;
   const ProductArgs& p;
   const RowTile& tile;
   int n_begin;
@@ -81,7 +97,7 @@ struct Results {
     NamedBarrierSync(barrier, 128);
   }
 
-  // 16-bit results: chunks of 128 rows by 64 columns.
+  // 16-bit results: chunks of kChunk rows by 64 columns.
   template <typename Out>
   __device__ __forceinline__ void StoreHalves(const float (&sum)[kTokens / 2]) const {
     float bias[2];
@@ -89,14 +105,14 @@ struct Results {
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
     const int row = lane >> 4, in_row = lane & 7, column = warp * 2 + (lane >> 3 & 1);
 #pragma unroll
-    for (int chunk = 0; chunk < 2; ++chunk) {
+    for (int chunk = 0; chunk < kTokens / Shape::kChunk; ++chunk) {
       BeginChunk();
 #pragma unroll
-      for (int j = 0; j < 16; j += 2) {  // groups of 8 rows
+      for (int j = 0; j < Shape::kChunk / 8; j += 2) {  // groups of 8 rows
         uint32_t words[4];
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
-          const int i = (chunk * 16 + j) * 4 + w * 2;
+          const int i = (chunk * (Shape::kChunk / 8) + j) * 4 + w * 2;
           words[w] = Pack<Out>(Finish(sum[i], i, bias), Finish(sum[i + 1], i + 1, bias));
         }
         const int token = (j + row) * 8 + in_row;
@@ -105,34 +121,35 @@ struct Results {
       }
       EndChunk();
       if ((threadIdx.x & 127) == 0) {
-        TensorStore2(&p.out_map, staging, n_begin, tile.row_begin + chunk * 128);
+        TensorStore2(&p.out_map, staging, n_begin, tile.row_begin + chunk * Shape::kChunk);
         CommitStores();
       }
     }
   }
 
-  // float32 results: chunks of 64 rows by two panels of 32 columns.
+  // float32 results: chunks of half as many rows by two panels of 32 columns.
   __device__ __forceinline__ void StoreFloats(const float (&sum)[kTokens / 2]) const {
     float bias[2];
     LoadBias(bias);
     const int lane = static_cast<int>(threadIdx.x) & 31, warp = static_cast<int>(threadIdx.x) >> 5 & 3;
-    const uint32_t panel = staging + static_cast<uint32_t>(warp >> 1) * 8192;
+    constexpr int kRows = Shape::kChunk / 2, kPanelBytes = kRows * 128;
+    const uint32_t panel = staging + static_cast<uint32_t>(warp >> 1) * kPanelBytes;
 #pragma unroll
-    for (int chunk = 0; chunk < 4; ++chunk) {
+    for (int chunk = 0; chunk < kTokens / kRows; ++chunk) {
       BeginChunk();
 #pragma unroll
-      for (int i = 0; i < 32; ++i) {
+      for (int i = 0; i < kRows / 2; ++i) {
         const int token = i / 4 * 8 + (lane & 3) * 2 + (i & 1);
         const int column = (warp & 1) * 16 + (lane >> 2) + (i & 2) * 4;
         StoreShared4(panel + static_cast<uint32_t>(token * 128 + (((column >> 2) ^ (token & 7)) << 4) +
                                                    (column & 3) * 4),
-                     Finish(sum[chunk * 32 + i], chunk * 32 + i, bias));
+                     Finish(sum[chunk * (kRows / 2) + i], chunk * (kRows / 2) + i, bias));
       }
       EndChunk();
       if ((threadIdx.x & 127) == 0) {
         for (int half = 0; half < 2; ++half) {
-          const uint32_t from = staging + static_cast<uint32_t>(half) * 8192;
-          const int row = tile.row_begin + chunk * 64;
+          const uint32_t from = staging + static_cast<uint32_t>(half) * kPanelBytes;
+          const int row = tile.row_begin + chunk * kRows;
           if (p.accumulate) {
             TensorAdd2(&p.out_map, from, n_begin + half * 32, row);
           } else {
@@ -147,6 +164,9 @@ struct Results {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant__ ProductArgs p) {
+  using Shape = WideShape<T>;
+  constexpr int kTokens = Shape::kTokens, kSlots = Shape::kSlots;
+  constexpr int kTokenBytes = Shape::kTokenBytes, kSlotBytes = Shape::kSlotBytes;
   extern __shared__ uint8_t raw[];
   auto* shared = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(raw) + 1023) / 1024 * 1024);
   __shared__ uint64_t full[kSlots], empty[kSlots];
@@ -184,18 +204,31 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
           const uint32_t slot = SharedAddress(shared) + at.slot * kSlotBytes;
           if (lane == 0) {
             BarrierWait(&empty[at.slot], at.parity ^ 1);
-            BarrierArriveExpect(&full[at.slot], kSlotBytes);
+            BarrierArriveExpect(&full[at.slot], kSlotBytes + Shape::kScaleBytes);
           }
           __syncwarp();
           if (lane < 16) {
             BulkLoad(&full[at.slot], slot + kTokenBytes + lane * kAtomBytes,
                      weight + int64_t{b} * kAtomBytes, kAtomBytes);
           }
+          const uint32_t scales =
+              SharedAddress(shared) + Shape::kScalesAt + at.slot * Shape::kScaleBytes;
+          if (kIsFp8<T> && lane == 16) {
+            BulkLoad(&full[at.slot], scales,
+                     tile.weight + p.scales_at +
+                         (int64_t{b} * p.scale_rows + (pair * kCluster + rank) * kTileN) * 4,
+                     kTileN * 4);
+          }
           if (lane == 0) {
             if (!waited) WaitForPredecessors();  // the weights do not depend on them
             TensorLoad2Multicast(&p.x_map, &full[at.slot], slot + rank * (kTokenBytes / 2),
-                                 b * kBlockColumns, tile.row_begin + rank * (kTokens / 2),
+                                 b * kStepColumns<T>, tile.row_begin + rank * (kTokens / 2),
                                  kBothBlocks);
+            if constexpr (kIsFp8<T>) {
+              TensorLoad2Multicast(&p.x_scale_map, &full[at.slot],
+                                   scales + kTileN * 4 + rank * (kTokens / 2 * 4),
+                                   tile.row_begin + rank * (kTokens / 2), b, kBothBlocks);
+            }
           }
           waited = true;
           at.Advance();
@@ -223,11 +256,34 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
         const uint64_t w =
             WgmmaDescriptor(slot + kTokenBytes + group * (kWeightBytes / 2), 0, kAtomBytes);
         const uint64_t x = WgmmaDescriptor(slot, 0, 1024);
+        if constexpr (kIsFp8<T>) {
+          float part[kTokens / 2];
+          FenceRegisters(part);
+          WgmmaFence();
+#pragma unroll
+          for (int step = 0; step < 4; ++step) {
+            Wgmma<T, kTokens>::SharedShared(part, w + step * 2, x + step * 2, step);
+          }
+          WgmmaCommit();
+          WgmmaWait<0>();
+          FenceRegisters(part);
+          const uint32_t scales =
+              SharedAddress(shared) + Shape::kScalesAt + at.slot * Shape::kScaleBytes;
+          AddScaled<kTokens>(part, scales + group * 256, scales + kTileN * 4, 0, sum);
+          NamedBarrierSync(kAddedBarrier + group, 128);  // the scales are read
+          if ((threadIdx.x & 127) < kCluster) {
+            BarrierArrivePeer(&empty[at.slot], threadIdx.x & 127);
+          }
+          at.Advance();
+          continue;
+        }
         FenceRegisters(sum);
         WgmmaFence();
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
-          WideWgmma<T>::SharedShared(sum, w + step * 2, x + step * 2, 1);
+          if constexpr (!kIsFp8<T>) {
+            WideWgmma<T>::SharedShared(sum, w + step * 2, x + step * 2, 1);
+          }
         }
         WgmmaCommit();
         WgmmaWait<1>();
@@ -245,14 +301,15 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
       const int n = (pair * kCluster + rank) * kTileN + group * 64;
       if (p.copies_out) {
         const uint32_t staging =
-            SharedAddress(shared) + kSlots * kSlotBytes + static_cast<uint32_t>(group) * kStagingBytes;
-        const Results results{p, tile, n, staging, kStagingBarrier + group};
+            SharedAddress(shared) + Shape::kStagingAt +
+            static_cast<uint32_t>(group) * Shape::kStagingBytes;
+        const Results<Shape> results{p, tile, n, staging, kStagingBarrier + group};
         if (p.out_dtype == DType::kF32) {
           results.StoreFloats(sum);
         } else if (p.out_dtype == DType::kBF16) {
-          results.StoreHalves<__nv_bfloat16>(sum);
+          results.template StoreHalves<__nv_bfloat16>(sum);
         } else {
-          results.StoreHalves<__half>(sum);
+          results.template StoreHalves<__half>(sum);
         }
       } else {
         const int row = (warp & 3) * 16 + (lane >> 2);
@@ -273,29 +330,37 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
 template <typename T>
 cudaError_t Launch(const Product& product, cudaStream_t stream) {
   ProductArgs p = MakeProductArgs(product);
-  const cudaError_t encoded = EncodeOperandMap(product.x, kTokens / 2, &p.x_map);
+  using Shape = WideShape<T>;
+  constexpr int kTokens = Shape::kTokens;
+  cudaError_t encoded = EncodeOperandMap(product.x, kTokens / 2, &p.x_map);
+  if (kIsFp8<T> && encoded == cudaSuccess) {
+    encoded = EncodeScaleMap(product.x, 1, kTokens / 2, &p.x_scale_map);
+  }
   if (encoded != cudaSuccess) return encoded;
   if (product.groups == nullptr) p.max_tiles = (p.rows + kTokens - 1) / kTokens;
   // Tiles of groups end where the next group begins: there, rows are stored one by one. So are sums
   // that would be rounded twice.
   const bool float_out = product.out_dtype == DType::kF32;
   p.copies_out = product.groups == nullptr && (float_out || !product.accumulate) &&
-                 EncodeResultMap(product, float_out ? 64 : 128, &p.out_map);
+                 EncodeResultMap(product, Shape::kChunk / (float_out ? 2 : 1), &p.out_map);
   const int64_t tiles = CeilDiv(product.n, kTileN * kCluster) * p.max_tiles * kCluster;
   const int64_t blocks = product.multiprocessors / kCluster * kCluster;
   LaunchShape shape;
   shape.blocks = static_cast<unsigned>(tiles < blocks ? tiles : blocks);
   shape.threads = kThreads;
   shape.cluster = kCluster;
-  shape.shared_bytes = kSharedBytes;
+  shape.shared_bytes = Shape::kSharedBytes;
   return LaunchWithDependency(reinterpret_cast<const void*>(&WideProduct<T>), shape, &p, stream);
 }
 
 }  // namespace
 
 cudaError_t LaunchDenseWide(const Product& p, cudaStream_t stream) {
-  return p.weight_dtype == DType::kBF16 ? Launch<__nv_bfloat16>(p, stream)
-                                        : Launch<__half>(p, stream);
+  switch (p.weight_dtype) {
+    case DType::kFP8_128: return Launch<__nv_fp8_e4m3>(p, stream);
+    case DType::kBF16: return Launch<__nv_bfloat16>(p, stream);
+    default: return Launch<__half>(p, stream);
+  }
 }
 
 }  // namespace longstride::kernels::cuda

@@ -23,8 +23,9 @@ int64_t SourceRowBytes(const TensorView& part) {
 int64_t Aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Copies and packs one part behind `segment_row` rows of its segment.
-absl::Status PackPart(const TensorView& part, int64_t segment_row, uint8_t* packed,
+absl::Status PackPart(const TensorView& part, int64_t segment_row, const LinearSegment& segment,
                       DeviceContext& context) {
+  auto* packed = const_cast<uint8_t*>(segment.data);
   const int64_t row_bytes = SourceRowBytes(part), cols = part.shape[1];
   if (part.dtype == DType::kF32) {
     return context.Check(
@@ -58,6 +59,7 @@ absl::Status PackPart(const TensorView& part, int64_t segment_row, uint8_t* pack
                                                  .rows = rows,
                                                  .cols = cols,
                                                  .row_begin = segment_row + row,
+                                                 .weight_rows = segment.rows,
                                                  .packed = packed},
                                                 context.stream()),
                                   "PrepareLinear"));
@@ -93,8 +95,8 @@ absl::Status RunSegment(const LinearParams& p, const LinearSegment& s, Operands&
                         .accumulate = p.accumulate,
                         .multiprocessors = context.multiprocessors(),
                         .path = context.path()};
-  return context.Check(IsQuantized(s.dtype) ? LaunchQuantProduct(product, context.stream())
-                                            : LaunchDenseProduct(product, context.stream()),
+  return context.Check(IsDense(s.dtype) ? LaunchDenseProduct(product, context.stream())
+                                        : LaunchQuantProduct(product, context.stream()),
                        "Linear");
 }
 
@@ -123,7 +125,7 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareCudaLinear(std::span<const 
     if (!CanPack(part.dtype)) {
       return absl::UnimplementedError(StrCat("The CUDA backend has no matrix product for ",
                                              DTypeName(part.dtype),
-                                             " weights; use f32, f16, bf16 or a GGUF block type."));
+                                             " weights; use f32, f16, bf16, fp8 with scales or a GGUF block type."));
     }
     // A part may follow another of its format only at a row where packed pieces begin.
     if (segments.empty() || segments.back().dtype != part.dtype ||
@@ -142,25 +144,50 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareCudaLinear(std::span<const 
   for (LinearSegment& s : segments) {
     s.data = buffer.as<uint8_t>() + offset;
     offset += Aligned(PackedBytes(s.dtype, s.rows, cols));
-    if (s.dtype == DType::kF16 || s.dtype == DType::kBF16) {
-      const int64_t padding = kDensePadding + Aligned(PackedBytes(s.dtype, s.rows, cols)) -
-                              PackedBytes(s.dtype, s.rows, cols);
-      RETURN_IF_ERROR(context.Check(cudaMemsetAsync(buffer.as<uint8_t>() + offset - padding, 0,
-                                                    padding, context.stream()),
-                                    "PrepareLinear"));
+    // What lies behind the atoms: padding, and the scales of rows that do not exist.
+    if (IsDense(s.dtype)) {
+      const int64_t atoms = AtomsBytes(s.dtype, s.rows, cols) - kDensePadding;
+      RETURN_IF_ERROR(context.Check(
+          cudaMemsetAsync(const_cast<uint8_t*>(s.data) + atoms, 0,
+                          Aligned(PackedBytes(s.dtype, s.rows, cols)) - atoms, context.stream()),
+          "PrepareLinear"));
     }
   }
   for (size_t i = 0; i < parts.size(); ++i) {
     if (parts[i].shape[0] == 0) continue;
     const LinearSegment& s = segments[segment_of[i]];
     RETURN_IF_ERROR(
-        PackPart(parts[i], row_in_segment[i], const_cast<uint8_t*>(s.data), context));
+        PackPart(parts[i], row_in_segment[i], s, context));
   }
   RETURN_IF_ERROR(context.Synchronize());
   return std::make_unique<CudaLinearWeight>(rows, cols, std::move(segments), std::move(buffer));
 }
 
+absl::StatusOr<Operand> Operands::MakeFp8() {
+  fp8_.dtype = DType::kF8E4M3;
+  fp8_.cols = fp8_.pitch = x_.shape[1];
+  fp8_.rows = rows_ < 0 ? x_.shape[0] : rows_;
+  fp8_.scale_pitch = (fp8_.rows + 3) / 4 * 4;
+  ASSIGN_OR_RETURN(uint8_t* codes, scratch_.Take<uint8_t>(fp8_.rows * fp8_.cols));
+  ASSIGN_OR_RETURN(float* scales, scratch_.Take<float>(fp8_.cols / 128 * fp8_.scale_pitch));
+  fp8_.data = codes;
+  fp8_.block_scale = scales;
+  RETURN_IF_ERROR(context_.Check(LaunchFp8Conversion({.x = x_,
+                                                      .source_rows = source_rows_,
+                                                      .factors = factors_,
+                                                      .rows = fp8_.rows,
+                                                      .out = codes,
+                                                      .block_scale = scales,
+                                                      .scale_pitch = fp8_.scale_pitch},
+                                                     context_.stream()),
+                                 "Linear"));
+  return fp8_;
+}
+
 absl::StatusOr<Operand> Operands::For(DType weight_dtype) {
+  if (weight_dtype == DType::kFP8_128 && context_.path() == KernelPath::kFast) {
+    return fp8_.data != nullptr ? fp8_ : MakeFp8();
+  }
   const DType type = OperandType(weight_dtype);
   Operand& made = made_[type == DType::kF16 ? 1 : 0];
   if (made.data != nullptr) return made;

@@ -9,6 +9,10 @@
 //   bf16          activations rounded to bf16                                     3e-3
 //   q*            weights decoded to f16, activations as for f16                  1e-3
 //   mxfp4         weights exact in bf16, activations rounded to bf16              3e-3
+//   fp8_128       activations rounded to bf16 and to e4m3 with a scale each 128;
+//                 codes multiplied exactly, 128 products summed by the tensor cores
+//                 (at least 14 bits), those sums scaled and added in float32      4e-2
+//                 portable kernels: weights and activations rounded to bf16       5e-3
 // with float32 sums. Activations and results are f32, f16 or bf16, each as its view says.
 #pragma once
 
@@ -39,7 +43,7 @@ class CudaLinearWeight : public LinearWeight {
   Buffer buffer_;
 };
 
-// Packs the row-concatenation of `parts` (host or device memory; f32, f16, bf16 or a block format,
+// Packs the row-concatenation of `parts` (host or device memory; f32, f16, bf16 or a quantised type,
 // each its own) into new device memory; the parts are not needed afterwards. Waits for the device.
 // UNIMPLEMENTED: another dtype. RESOURCE_EXHAUSTED: no memory.
 absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareCudaLinear(std::span<const TensorView> parts,
@@ -63,6 +67,8 @@ class Operands {
   absl::StatusOr<Operand> For(DType weight_dtype);
 
  private:
+  absl::StatusOr<Operand> MakeFp8();
+
   TensorView x_;
   DeviceContext& context_;
   Scratch& scratch_;
@@ -70,6 +76,7 @@ class Operands {
   const float* factors_ = nullptr;
   int64_t rows_ = -1;
   Operand made_[2];  // bf16, f16
+  Operand fp8_;
 };
 
 }  // namespace longstride::kernels::cuda

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/linear/fp8.cuh"
 #include "kernels/cuda/linear/packed_weight.h"
 #include "kernels/cuda/linear/product.h"
 
@@ -35,6 +36,35 @@ __global__ void PackDense(const Packing p, int64_t k_blocks, int64_t chunks) {
   auto* out = reinterpret_cast<uint4*>(p.packed + to * kAtomBytes + row * 128 + (chunk ^ row) * 16);
   uint4 packed;
   memcpy(&packed, v, 16);
+  *out = packed;
+}
+
+// Atoms of 8 x 128 codes. One thread a chunk of 16, and the first of a row's eight its scale.
+struct Fp8Work {
+  Packing p;
+  int64_t k_blocks, chunks, block_bytes;
+  float* scales;  // of the part's first row
+  int64_t scale_rows;
+};
+__global__ void PackFp8(const Fp8Work w) {
+  const Packing& p = w.p;
+  const int64_t k_blocks = w.k_blocks;
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= w.chunks) return;
+  const int64_t chunk = i % 8, row = i / 8 % 8, block = i / 64 % k_blocks, atom = i / 64 / k_blocks;
+  const int64_t source_row = atom * 8 + row;
+  uint8_t codes[16] = {};
+  if (source_row < p.rows) {
+    const uint8_t* source = static_cast<const uint8_t*>(p.source) +
+                            source_row * p.source_row_bytes + block * w.block_bytes;
+#pragma unroll
+    for (int c = 0; c < 16; ++c) codes[c] = source[4 + chunk * 16 + Fp8Column(c)];
+    if (chunk == 0) memcpy(&w.scales[block * w.scale_rows + source_row], source, 4);
+  }
+  const int64_t to = (p.row_begin / 8 + atom) * k_blocks + block;
+  auto* out = reinterpret_cast<uint4*>(p.packed + to * kAtomBytes + row * 128 + (chunk ^ row) * 16);
+  uint4 packed;
+  memcpy(&packed, codes, 16);
   *out = packed;
 }
 
@@ -220,6 +250,15 @@ cudaError_t LaunchPacking(const Packing& p, cudaStream_t stream) {
     const int64_t k_blocks = CeilDiv(p.cols, kBlockColumns);
     const int64_t chunks = CeilDiv(p.rows, kAtomRows) * k_blocks * 64;
     PackDense<<<Blocks(chunks), kThreads, 0, stream>>>(p, k_blocks, chunks);
+    return cudaGetLastError();
+  }
+  if (p.dtype == DType::kFP8_128) {
+    const int64_t k_blocks = CeilDiv(p.cols, 128);
+    const int64_t chunks = CeilDiv(p.rows, kAtomRows) * k_blocks * 64;
+    auto* scales = reinterpret_cast<float*>(p.packed + AtomsBytes(p.dtype, p.weight_rows, p.cols));
+    PackFp8<<<Blocks(chunks), kThreads, 0, stream>>>({p, k_blocks, chunks, BlockBytes(p.dtype),
+                                                      scales + p.row_begin,
+                                                      Fp8ScaleRows(p.weight_rows)});
     return cudaGetLastError();
   }
   const Work w = {p,

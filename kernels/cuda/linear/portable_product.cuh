@@ -314,6 +314,7 @@ cudaError_t LaunchPortable(const Product& product, cudaStream_t stream) {
   PortableArgs a = {MakeProductArgs(product), static_cast<const uint16_t*>(product.x.data),
                     product.x.pitch, static_cast<int32_t>(product.x.cols)};
   ProductArgs& p = a.product;
+  p.k_blocks = static_cast<int32_t>(CeilDiv(product.x.cols, kBlockColumns));
   if (product.groups == nullptr) p.max_tiles = (p.rows + Shape::kTokens - 1) / Shape::kTokens;
   const int64_t blocks = CeilDiv(product.n, Shape::kRows) * p.max_tiles;
   if (blocks == 0) return cudaSuccess;

@@ -72,6 +72,120 @@ struct DenseWeights {
   };
 };
 
+// fp8_128: codes become bf16 in registers, scaled. A slice of 16 rows and 64 columns is rows of 64 bytes,
+// 16-byte chunks swizzled by row so that a thread's word of every row is read without conflicts, and
+// then the rows' scales.
+struct Fp8Weights {
+  using Operand = __nv_bfloat16;
+  static constexpr int kCodeBytes = 16 * 64;
+  static constexpr int kSliceBytes = kCodeBytes + 16 * 4;
+  template <int kRows>
+  static constexpr int kStepBytes = kRows / 16 * kSliceBytes;
+
+  static __device__ __forceinline__ uint32_t CodesAt(int row, int chunk) {
+    return static_cast<uint32_t>(row * 64 + ((chunk ^ (row >> 1 & 3)) << 4));
+  }
+
+  template <typename Shape>
+  static __device__ __forceinline__ void Copy(const ProductArgs& p, const uint8_t* weight,
+                                              int n_begin, int block, uint32_t to) {
+    constexpr int kChunks = kSliceBytes / 16, kCount = Shape::kRows / 16 * kChunks;
+    const int atoms = (p.n + kAtomRows - 1) / kAtomRows;
+    const float* scales = reinterpret_cast<const float*>(weight + p.scales_at) +
+                          int64_t{block / 2} * p.scale_rows + n_begin;
+#pragma unroll
+    for (int i = 0; i < kCount; i += Shape::kThreads) {
+      const int at = i + static_cast<int>(threadIdx.x);
+      if (kCount % Shape::kThreads != 0 && at >= kCount) break;
+      const int slice = at / kChunks, chunk = at % kChunks;
+      const uint32_t slice_at = to + slice * kSliceBytes;
+      if (chunk >= kCodeBytes / 16) {
+        const int row = slice * 16 + (chunk - kCodeBytes / 16) * 4;
+        CopyAsync16(slice_at + chunk * 16, scales + row, 16);
+        continue;
+      }
+      const int row = chunk / 4, in_atom = row % kAtomRows;
+      const int atom = (n_begin + slice * 16 + row) / kAtomRows;
+      const uint8_t* from = weight + (int64_t{atom} * (p.k_blocks / 2) + block / 2) * kAtomBytes +
+                            in_atom * 128 + ((((block & 1) * 4 + chunk % 4) ^ in_atom) << 4);
+      // Atoms beyond the last are not read.
+      CopyAsync16(slice_at + CodesAt(row, chunk % 4), from, atom < atoms ? 16 : 0);
+    }
+  }
+  class Stream {
+   public:
+    __device__ __forceinline__ Stream(const ProductArgs& p, const uint8_t* weight, int n_begin,
+                                      int lane)
+        : lane_(lane),
+          to_{CodesAt(lane / 4, lane % 4), CodesAt(lane / 4 + 8, lane % 4)},
+          chunk_((lane % 4 ^ lane / 4) << 4),
+          second_(n_begin + kAtomRows < p.n ? 16 : 0),
+          atom_bytes_(int64_t{p.k_blocks / 2} * kAtomBytes),
+          scale_rows_(p.scale_rows),
+          from_(weight + n_begin / kAtomRows * atom_bytes_ + lane / 4 * 128),
+          scales_(reinterpret_cast<const float*>(weight + p.scales_at) + n_begin + lane * 4) {}
+    __device__ __forceinline__ void Next(uint32_t to) {
+      CopyAsync16(to + to_[0], from_ + chunk_, 16);
+      CopyAsync16(to + to_[1], from_ + atom_bytes_ + chunk_, second_);
+      if (lane_ < 4) CopyAsync16(to + kCodeBytes + lane_ * 16, scales_, 16);
+      chunk_ ^= 64;  // the other half of the atom's rows
+      odd_ = !odd_;
+      if (!odd_) {
+        from_ += kAtomBytes;
+        scales_ += scale_rows_;
+      }
+    }
+
+   private:
+    const int lane_;
+    const uint32_t to_[2];
+    int chunk_;
+    const int second_;
+    const int64_t atom_bytes_;
+    const int scale_rows_;
+    const uint8_t* from_;
+    const float* scales_;
+    bool odd_ = false;
+  };
+  struct Slice {
+    uint32_t at;
+    float scales[2];
+    __device__ __forceinline__ void Open(uint32_t unit_at, int in_unit, int lane, int slices) {
+      at = unit_at + in_unit * kSliceBytes;
+      // Codes are read as f16, 2^-8 of their values.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        scales[i] = 256.0f * __uint_as_float(LoadShared4(at + kCodeBytes + (lane / 4 + i * 8) * 4));
+      }
+    }
+    __device__ __forceinline__ void Ask(int row, int lane, int step, uint32_t (&a)[4]) const {
+      a[0] = LoadShared4(at + CodesAt(lane / 4, step) + lane % 4 * 4);
+      a[1] = LoadShared4(at + CodesAt(lane / 4 + 8, step) + lane % 4 * 4);
+    }
+    __device__ __forceinline__ void Take(int step, uint32_t (&a)[4]) const {
+      const uint32_t codes[2] = {a[0], a[1]};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        a[i] = Decode(__byte_perm(codes[i], 0, 0x1404), scales[i]);
+        a[2 + i] = Decode(__byte_perm(codes[i], 0, 0x3424), scales[i]);
+      }
+    }
+
+   private:
+    // Two codes, each in the upper byte of a half.
+    static __device__ __forceinline__ uint32_t Decode(uint32_t codes, float scale) {
+      const uint32_t halves = (codes & 0x80008000) | (codes & 0x7f007f00) >> 1;
+      __half2 pair;
+      memcpy(&pair, &halves, 4);
+      const float2 values = __half22float2(pair);
+      const __nv_bfloat162 out = __floats2bfloat162_rn(values.x * scale, values.y * scale);
+      uint32_t bits;
+      memcpy(&bits, &out, 4);
+      return bits;
+    }
+  };
+};
+
 template <DType kType>
 struct BlockWeights {
   using Format = BlockFormat<kType>;

@@ -14,15 +14,15 @@ namespace {
 int FastTileRows(DType weight_dtype, int64_t n, int64_t rows) {
   if (rows <= 8) return 8;
   if (rows <= 64) return 64;
-  if (IsQuantized(weight_dtype) || rows <= 128) return 128;
-  // The wide kernel (128 weight rows by 256) wins once its tiles fill the chip.
-  const int64_t wide_tiles = CeilDiv(n, 128) * CeilDiv(rows, 256);
-  return wide_tiles >= 100 ? 256 : 128;
+  if (!IsDense(weight_dtype) || rows <= 128) return 128;
+  // The wide kernel (128 weight rows by 256, or 192 in fp8) wins once its tiles fill the chip.
+  const int wide = weight_dtype == DType::kFP8_128 ? 192 : 256;
+  return CeilDiv(n, 128) * CeilDiv(rows, wide) >= 100 ? wide : 128;
 }
 
 int PortableTileRows(DType weight_dtype, int64_t n, int64_t rows) {
   if (rows <= 8) return 8;
-  if (IsQuantized(weight_dtype)) return rows <= 64 ? 64 : 128;
+  if (!IsDense(weight_dtype)) return rows <= 64 ? 64 : 128;
   return rows > 128 && CeilDiv(n, 128) * CeilDiv(rows, 256) >= 100 ? 256 : 64;
 }
 
@@ -47,7 +47,7 @@ int TileRows(KernelPath path, DType weight_dtype, int64_t n, int64_t rows) {
 cudaError_t LaunchDenseProduct(const Product& p, cudaStream_t stream) {
   const int tokens = TileRowsOf(p);
   if (p.path == KernelPath::kPortable) return LaunchPortableDense(p, tokens, stream);
-  return tokens == 256 ? LaunchDenseWide(p, stream) : LaunchDenseNarrow(p, tokens, stream);
+  return tokens > 128 ? LaunchDenseWide(p, stream) : LaunchDenseNarrow(p, tokens, stream);
 }
 
 cudaError_t LaunchQuantProduct(const Product& p, cudaStream_t stream) {

@@ -10,14 +10,18 @@
 
 namespace longstride::kernels::cuda {
 
-// 16-bit activation rows, as the tensor cores read them.
+// Activation rows as the tensor cores read them: f16, bf16, or e4m3 in the order of packed fp8_128
+// weights.
 struct Operand {
   const void* data = nullptr;
   DType dtype = DType::kBF16;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t pitch = 0;                 // elements between rows, a multiple of 8
+  int64_t pitch = 0;                 // elements between rows, whole pieces of 16 bytes
   const float* row_scale = nullptr;  // [rows]: results are multiplied by it; nullptr: 1
+  // e4m3: [cols / 128][scale_pitch], element (b, m) belongs to columns [128 b, 128 b + 128) of row m.
+  const float* block_scale = nullptr;
+  int64_t scale_pitch = 0;  // a multiple of 4
 };
 
 // Rows [row_begin, row_begin + rows) of the operand meet the weights of one group (expert).
@@ -95,6 +99,19 @@ struct Conversion {
 };
 cudaError_t LaunchConversion(const Conversion& c, cudaStream_t stream);
 
+// Rounds rows of f32, f16 or bf16 to bf16 and then, 128 columns at a time, to e4m3 with a scale
+// max|x| / 448. Columns that are not finite stay so. REQUIRES: whole blocks of 128 columns.
+struct Fp8Conversion {
+  TensorView x;
+  const int32_t* source_rows = nullptr;  // as in Conversion
+  const float* factors = nullptr;
+  int64_t rows = 0;
+  uint8_t* out = nullptr;  // [rows, cols], in the order of packed fp8_128 weights
+  float* block_scale = nullptr;
+  int64_t scale_pitch = 0;
+};
+cudaError_t LaunchFp8Conversion(const Fp8Conversion& c, cudaStream_t stream);
+
 // Packs `rows` rows of a part, which start at row `row_begin` (a multiple of 64) of the weight.
 struct Packing {
   DType dtype = DType::kF16;
@@ -103,6 +120,7 @@ struct Packing {
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t row_begin = 0;
+  int64_t weight_rows = 0;    // of the whole weight
   uint8_t* packed = nullptr;  // of the whole weight
 };
 cudaError_t LaunchPacking(const Packing& p, cudaStream_t stream);

@@ -26,23 +26,38 @@ struct Matrix {
   int64_t rows, cols, pitch;
 };
 
-// Boxes of 128 bytes by `box_rows` rows, swizzled.
-cudaError_t Encode(const Matrix& m, int box_rows, CUtensorMap* map) {
+struct MapType {
+  CUtensorMapDataType type;
+  unsigned bytes;
+};
+MapType MapTypeOf(DType t) {
+  switch (t) {
+    case DType::kF32: return {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4};
+    case DType::kF16: return {CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2};
+    case DType::kF8E4M3: return {CU_TENSOR_MAP_DATA_TYPE_UINT8, 1};
+    default: return {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2};
+  }
+}
+
+cudaError_t Encode(const Matrix& m, int box_cols, int box_rows, CUtensorMapSwizzle swizzle,
+                   CUtensorMap* map) {
   static const EncodeFunction encode = FindEncode();
   if (encode == nullptr) return cudaErrorNotSupported;
-  const bool wide = m.dtype == DType::kF32;
+  const MapType type = MapTypeOf(m.dtype);
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(m.cols), static_cast<cuuint64_t>(m.rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(m.pitch) * (wide ? 4 : 2)};
-  const cuuint32_t box[2] = {wide ? 32u : 64u, static_cast<cuuint32_t>(box_rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(m.pitch) * type.bytes};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_cols), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUtensorMapDataType type = wide                       ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-                                   : m.dtype == DType::kF16   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                              : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const CUresult result =
-      encode(map, type, 2, const_cast<void*>(m.data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(map, type.type, 2, const_cast<void*>(m.data), sizes, strides, box,
+                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+// Boxes of 128 bytes by `box_rows` rows, swizzled.
+cudaError_t EncodePanels(const Matrix& m, int box_rows, CUtensorMap* map) {
+  return Encode(m, static_cast<int>(128 / MapTypeOf(m.dtype).bytes), box_rows,
+                CU_TENSOR_MAP_SWIZZLE_128B, map);
 }
 
 }  // namespace
@@ -59,7 +74,11 @@ ProductArgs MakeProductArgs(const Product& p) {
   }
   a.rows = static_cast<int32_t>(p.x.rows);
   a.n = static_cast<int32_t>(p.n);
-  a.k_blocks = static_cast<int32_t>(CeilDiv(p.x.cols, kBlockColumns));
+  a.k_blocks = static_cast<int32_t>(CeilDiv(p.x.cols, AtomColumns(p.weight_dtype)));
+  if (p.weight_dtype == DType::kFP8_128) {
+    a.scale_rows = static_cast<int32_t>(Fp8ScaleRows(p.n));
+    a.scales_at = AtomsBytes(p.weight_dtype, p.n, p.x.cols);
+  }
   a.out = p.out;
   a.out_dtype = p.out_dtype;
   a.out_stride = p.out_stride;
@@ -70,13 +89,19 @@ ProductArgs MakeProductArgs(const Product& p) {
 }
 
 cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map) {
-  return Encode({x.data, x.dtype, x.rows, x.cols, x.pitch}, box_rows, map);
+  return EncodePanels({x.data, x.dtype, x.rows, x.cols, x.pitch}, box_rows, map);
+}
+
+cudaError_t EncodeScaleMap(const Operand& x, int box_steps, int box_rows, CUtensorMap* map) {
+  return Encode({x.block_scale, DType::kF32, CeilDiv(x.cols, 128), x.rows, x.scale_pitch}, box_rows,
+                box_steps, CU_TENSOR_MAP_SWIZZLE_NONE, map);
 }
 
 bool EncodeResultMap(const Product& p, int box_rows, CUtensorMap* map) {
   const int64_t bytes = p.out_dtype == DType::kF32 ? 4 : 2;
   if (reinterpret_cast<uintptr_t>(p.out) % 16 != 0 || p.out_stride * bytes % 16 != 0) return false;
-  return Encode({p.out, p.out_dtype, p.x.rows, p.n, p.out_stride}, box_rows, map) == cudaSuccess;
+  return EncodePanels({p.out, p.out_dtype, p.x.rows, p.n, p.out_stride}, box_rows, map) ==
+         cudaSuccess;
 }
 
 cudaError_t LaunchWithDependency(const void* kernel, const LaunchShape& shape, ProductArgs* args,

@@ -11,8 +11,9 @@
 namespace longstride::kernels::cuda {
 
 struct ProductArgs {
-  CUtensorMap x_map;  // [rows, cols] of 16-bit values, box of 64 columns by a tile's rows
+  CUtensorMap x_map;  // [rows, cols], box of 128 bytes by a tile's rows
   CUtensorMap out_map;
+  CUtensorMap x_scale_map;  // fp8: [cols / 128, rows] float32
   const uint8_t* weight;
   const uint8_t* const* group_weights;
   const GroupTile* tiles;  // nullptr: rows in order
@@ -20,7 +21,9 @@ struct ProductArgs {
   int32_t max_tiles;
   int32_t rows;
   int32_t n;
-  int32_t k_blocks;        // steps of 64 columns
+  int32_t k_blocks;        // steps of 64 columns (fp8: 128)
+  int32_t scale_rows;      // fp8: floats between the weight's scales of two steps
+  int64_t scales_at;       // fp8: where they begin behind the weight
   int32_t part_blocks;     // of one part of K (block formats)
   int32_t sharers;         // blocks of a cluster that share the parts (block formats)
   int32_t share_tiles;     // tiles of every block of the narrow dense kernel
@@ -93,6 +96,8 @@ ProductArgs MakeProductArgs(const Product& p);
 
 // Encodes the tensor map of an operand with boxes of `box_rows` rows.
 cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map);
+// That of an e4m3 operand's scales, boxes of `box_steps` blocks of columns by `box_rows` rows.
+cudaError_t EncodeScaleMap(const Operand& x, int box_steps, int box_rows, CUtensorMap* map);
 
 // Encodes the tensor map of the results, panels of 128 bytes by `box_rows` rows. False: rows are not
 // aligned for it.

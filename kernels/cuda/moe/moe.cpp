@@ -177,9 +177,9 @@ class MoeCall {
                             .groups = &groups,
                             .multiprocessors = context_.multiprocessors(),
                             .path = context_.path()};
-      RETURN_IF_ERROR(context_.Check(IsQuantized(segments[s].dtype)
-                                         ? LaunchQuantProduct(product, context_.stream())
-                                         : LaunchDenseProduct(product, context_.stream()),
+      RETURN_IF_ERROR(context_.Check(IsDense(segments[s].dtype)
+                                         ? LaunchDenseProduct(product, context_.stream())
+                                         : LaunchQuantProduct(product, context_.stream()),
                                      "Moe"));
     }
     return absl::OkStatus();

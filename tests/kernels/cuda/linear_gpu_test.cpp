@@ -11,12 +11,35 @@ namespace {
 // Relative error of a product against the decoded weight; see linear.h.
 double Tolerance(DType type) {
   switch (type) {
-    case DType::kF32: return 1e-6;
-    case DType::kF16: return 3e-4;
+    case DType::kF32:
+      return 1e-6;
+    case DType::kF16:
+      return 3e-4;
     case DType::kBF16:
-    case DType::kMXFP4: return 3e-3;
-    default: return 1e-3;
+    case DType::kMXFP4:
+      return 3e-3;
+    case DType::kFP8_128:
+      return TestKernels() == KernelChoice::kPortable ? 5e-3 : 4e-2;
+    default:
+      return 1e-3;
   }
+}
+
+// What fp8 weights are multiplied with, in exact arithmetic: see Fp8Conversion.
+std::vector<float> RoundedToFp8(const std::vector<float>& x) {
+  std::vector<float> out(x.size());
+  for (size_t b = 0; b < x.size(); b += 128) {
+    float largest = 0.0f;
+    for (size_t i = b; i < b + 128; ++i) {
+      out[i] = Bfloat16ToFloat(FloatToBfloat16(x[i]));
+      largest = std::max(largest, std::fabs(out[i]));
+    }
+    const float inverse = 448.0f / largest;
+    for (size_t i = b; i < b + 128; ++i) {
+      out[i] = E4m3ToFloat(FloatToE4m3(out[i] * inverse)) * (largest / 448.0f);
+    }
+  }
+  return out;
 }
 
 class LinearGpuTest : public GpuTest {
@@ -61,10 +84,10 @@ class LinearGpuTest : public GpuTest {
 TEST_F(LinearGpuTest, MatchesTheDecodedWeight) {
   for (const DType type : kWeightTypes) {
     const int64_t step = BlockElements(type) == 1 ? 1 : BlockElements(type);
-    const std::vector<int64_t> widths =
-        step == 256 ? std::vector<int64_t>{256, 1280, 2304}
-        : step == 32 ? std::vector<int64_t>{32, 96, 640, 2080}
-                     : std::vector<int64_t>{1, 31, 100, 640, 2056};
+    const std::vector<int64_t> widths = step == 256   ? std::vector<int64_t>{256, 1280, 2304}
+                                        : step == 128 ? std::vector<int64_t>{128, 384, 640, 2176}
+                                        : step == 32  ? std::vector<int64_t>{32, 96, 640, 2080}
+                                                      : std::vector<int64_t>{1, 31, 100, 640, 2056};
     for (const int64_t cols : widths) {
       for (const int64_t n : {1, 63, 200, 1030}) {
         const std::vector<uint8_t> bytes = RandomWeight(type, n, cols, rng);
@@ -84,8 +107,7 @@ TEST_F(LinearGpuTest, MatchesTheDecodedWeight) {
           const double tolerance =
               Tolerance(type) * (cols < 64 ? 2 : 1) * (want.size() < 64 ? 2 * few : 1);
           ASSERT_LT(RelativeError(got, want), tolerance)
-              << DTypeName(type) << " " << n << " x " << cols << ", rows "
-                                      << rows;
+              << DTypeName(type) << " " << n << " x " << cols << ", rows " << rows;
         }
       }
     }
@@ -94,11 +116,11 @@ TEST_F(LinearGpuTest, MatchesTheDecodedWeight) {
 
 TEST_F(LinearGpuTest, ARowHasTheSameBitsInEveryCompany) {
   for (const DType type : kWeightTypes) {
-    // The second shape makes long calls take the kernel of wide tiles, the third makes one block take
-    // all parts of a tile of block formats.
+    // The second shape makes long calls take the kernel of wide tiles, the third makes one block
+    // take all parts of a tile of block formats.
     for (const auto& [n, cols] :
          {std::pair<int64_t, int64_t>{328, 2304}, {12992, 256}, {8448, 2048}}) {
-      if (n == 8448 && !IsQuantized(type)) continue;
+      if (n == 8448 && IsDense(type)) continue;
       const std::vector<uint8_t> bytes = RandomWeight(type, n, cols, rng);
       const auto weight = Prepare({TensorView::Matrix(bytes.data(), type, n, cols)});
       ASSERT_NE(weight, nullptr);
@@ -134,9 +156,34 @@ TEST_F(LinearGpuTest, PartsOfSeveralTypesStackUp) {
   EXPECT_LT(RelativeError(Run(*weight, x, 20), Expected(values, x, 20, cols)), 3e-3);
 }
 
+// Parts with scales of their own, at rows where packed pieces begin and where they do not.
+TEST_F(LinearGpuTest, Fp8IsMultipliedAsItsNumericsSay) {
+  if (context_->path() == KernelPath::kPortable) GTEST_SKIP() << "activations stay bf16 there";
+  for (const int64_t cols : {128, 1280, 4096}) {
+    std::vector<std::vector<uint8_t>> bytes;
+    std::vector<TensorView> parts;
+    std::vector<float> values;
+    for (const int64_t rows : {128, 64, 200, 72}) {
+      bytes.push_back(RandomWeight(DType::kFP8_128, rows, cols, rng));
+      parts.push_back(TensorView::Matrix(bytes.back().data(), DType::kFP8_128, rows, cols));
+      const std::vector<float> decoded = Decode(DType::kFP8_128, bytes.back(), cols);
+      values.insert(values.end(), decoded.begin(), decoded.end());
+    }
+    const auto weight = Prepare(parts);
+    ASSERT_NE(weight, nullptr);
+    for (const int64_t rows : {1, 9, 70, 300}) {
+      std::vector<float> x = Normal(rows * cols);
+      for (size_t i = 0; i < x.size(); i += 128) x[i] *= 20;  // blocks of unlike scales
+      EXPECT_LT(RelativeError(Run(*weight, x, rows), Expected(values, RoundedToFp8(x), rows, cols)),
+                1e-3)
+          << rows << " x " << cols;
+    }
+  }
+}
+
 TEST_F(LinearGpuTest, BiasAccumulationStridesAndSixteenBitTensors) {
-  const int64_t n = 150, cols = 320, x_stride = cols + 8, out_stride = n + 5;
-  for (const DType type : {DType::kBF16, DType::kF16, DType::kQ5_0, DType::kF32}) {
+  const int64_t n = 150, cols = 384, x_stride = cols + 8, out_stride = n + 5;
+  for (const DType type : {DType::kBF16, DType::kF16, DType::kQ5_0, DType::kF32, DType::kFP8_128}) {
     const std::vector<uint8_t> bytes = RandomWeight(type, n, cols, rng);
     const std::vector<float> values = Decode(type, bytes, cols);
     const auto weight = Prepare({TensorView::Matrix(bytes.data(), type, n, cols)});
@@ -152,10 +199,9 @@ TEST_F(LinearGpuTest, BiasAccumulationStridesAndSixteenBitTensors) {
             in == DType::kF32 ? static_cast<void*>(OnDevice(x)) : OnDevice(To16(x, in)), in, rows,
             cols);
         x_view.strides[0] = x_stride;
-        TensorView out_view = DeviceMatrix(out == DType::kF32
-                                               ? static_cast<void*>(OnDevice(before))
-                                               : OnDevice(To16(before, out)),
-                                           out, rows, n);
+        TensorView out_view = DeviceMatrix(
+            out == DType::kF32 ? static_cast<void*>(OnDevice(before)) : OnDevice(To16(before, out)),
+            out, rows, n);
         out_view.strides[0] = out_stride;
         ASSERT_LS_OK(RunCudaLinear({.x = x_view,
                                     .weight = weight.get(),
@@ -164,9 +210,9 @@ TEST_F(LinearGpuTest, BiasAccumulationStridesAndSixteenBitTensors) {
                                     .out = out_view},
                                    *context_));
         const int64_t count = rows * out_stride;
-        const std::vector<float> got =
-            out == DType::kF32 ? Read<float>(out_view.data, count)
-                               : From16(Read<uint16_t>(out_view.data, count), out);
+        const std::vector<float> got = out == DType::kF32
+                                           ? Read<float>(out_view.data, count)
+                                           : From16(Read<uint16_t>(out_view.data, count), out);
         std::vector<double> want(before.begin(), before.end());
         for (int64_t m = 0; m < rows; ++m) {
           for (int64_t r = 0; r < n; ++r) {
@@ -195,7 +241,7 @@ TEST_F(LinearGpuTest, BiasAccumulationStridesAndSixteenBitTensors) {
 TEST_F(LinearGpuTest, WideTilesRoundAsNarrowOnesDo) {
   const int64_t n = 12872, cols = 128, rows = 300;
   ASSERT_EQ(TileRows(context_->path(), DType::kBF16, n, rows), 256);
-  for (const DType type : {DType::kBF16, DType::kF16}) {
+  for (const DType type : {DType::kBF16, DType::kF16, DType::kFP8_128}) {
     const std::vector<uint8_t> bytes = RandomWeight(type, n, cols, rng);
     const auto weight = Prepare({TensorView::Matrix(bytes.data(), type, n, cols)});
     ASSERT_NE(weight, nullptr);
@@ -211,13 +257,12 @@ TEST_F(LinearGpuTest, WideTilesRoundAsNarrowOnesDo) {
                                         : reinterpret_cast<char*>(OnDevice(To16(before, out)));
           const int64_t row_bytes = n * BlockBytes(out), step = narrow ? 100 : rows;
           for (int64_t row = 0; row < rows; row += step) {
-            ASSERT_LS_OK(RunCudaLinear(
-                {.x = DeviceMatrix(in + row * cols, DType::kF32, step, cols),
-                 .weight = weight.get(),
-                 .bias = bias_view,
-                 .accumulate = accumulate,
-                 .out = DeviceMatrix(to + row * row_bytes, out, step, n)},
-                *context_));
+            ASSERT_LS_OK(RunCudaLinear({.x = DeviceMatrix(in + row * cols, DType::kF32, step, cols),
+                                        .weight = weight.get(),
+                                        .bias = bias_view,
+                                        .accumulate = accumulate,
+                                        .out = DeviceMatrix(to + row * row_bytes, out, step, n)},
+                                       *context_));
           }
           results[narrow ? 1 : 0] = Read<char>(to, rows * row_bytes);
         }
@@ -231,22 +276,25 @@ TEST_F(LinearGpuTest, WideTilesRoundAsNarrowOnesDo) {
 
 TEST_F(LinearGpuTest, LargeAndSmallActivationsKeepTheirPrecision) {
   const int64_t n = 64, cols = 256;
-  const std::vector<uint8_t> bytes = RandomWeight(DType::kQ8_0, n, cols, rng);
-  const auto weight = Prepare({TensorView::Matrix(bytes.data(), DType::kQ8_0, n, cols)});
-  ASSERT_NE(weight, nullptr);
-  const std::vector<float> values = Decode(DType::kQ8_0, bytes, cols);
-  for (const float size : {1e-30f, 1e-6f, 1e6f, 1e30f}) {
-    const std::vector<float> x = Normal(3 * cols, size);
-    EXPECT_LT(RelativeError(Run(*weight, x, 3), Expected(values, x, 3, cols)), 1e-3) << size;
+  for (const DType type : {DType::kQ8_0, DType::kFP8_128}) {
+    const std::vector<uint8_t> bytes = RandomWeight(type, n, cols, rng);
+    const auto weight = Prepare({TensorView::Matrix(bytes.data(), type, n, cols)});
+    ASSERT_NE(weight, nullptr);
+    const std::vector<float> values = Decode(type, bytes, cols);
+    for (const float size : {1e-30f, 1e-6f, 1e6f, 1e30f}) {
+      const std::vector<float> x = Normal(3 * cols, size);
+      EXPECT_LT(RelativeError(Run(*weight, x, 3), Expected(values, x, 3, cols)), Tolerance(type))
+          << DTypeName(type) << " " << size;
+    }
+    // A row that is not finite spoils itself alone.
+    std::vector<float> x = Normal(3 * cols);
+    const std::vector<float> clean = Run(*weight, x, 3);
+    x[cols + 5] = NAN;
+    const std::vector<float> spoilt = Run(*weight, x, 3);
+    EXPECT_TRUE(std::isnan(spoilt[n]));
+    EXPECT_EQ(std::memcmp(spoilt.data(), clean.data(), n * 4), 0);
+    EXPECT_EQ(std::memcmp(&spoilt[2 * n], &clean[2 * n], n * 4), 0);
   }
-  // A row that is not finite spoils itself alone.
-  std::vector<float> x = Normal(3 * cols);
-  const std::vector<float> clean = Run(*weight, x, 3);
-  x[cols + 5] = NAN;
-  const std::vector<float> spoilt = Run(*weight, x, 3);
-  EXPECT_TRUE(std::isnan(spoilt[n]));
-  EXPECT_EQ(std::memcmp(spoilt.data(), clean.data(), n * 4), 0);
-  EXPECT_EQ(std::memcmp(&spoilt[2 * n], &clean[2 * n], n * 4), 0);
 }
 
 TEST_F(LinearGpuTest, OffsetsPastTwoToThe31) {
@@ -280,9 +328,9 @@ TEST_F(LinearGpuTest, OffsetsPastTwoToThe31) {
     auto* big = static_cast<uint8_t*>(Poisoned(n * cols * 2));
     for (int64_t row = 0; row < n; row += period) {
       const int64_t rows = std::min(period, n - row);
-      ASSERT_EQ(cudaMemcpy(big + row * cols * 2, bytes.data(), rows * cols * 2,
-                           cudaMemcpyHostToDevice),
-                cudaSuccess);
+      ASSERT_EQ(
+          cudaMemcpy(big + row * cols * 2, bytes.data(), rows * cols * 2, cudaMemcpyHostToDevice),
+          cudaSuccess);
     }
     const auto weight = Prepare({DeviceMatrix(big, DType::kBF16, n, cols)});
     ASSERT_NE(weight, nullptr);

@@ -74,9 +74,10 @@ TEST_F(MoeGpuTest, MatchesTheReference) {
     DType gate_up, down;
     double tolerance;
   };
-  for (const Case& c : {Case{DType::kF32, DType::kF32, 1e-5}, Case{DType::kBF16, DType::kBF16, 1e-2},
-                        Case{DType::kF16, DType::kQ8_0, 3e-3}, Case{DType::kQ4_K, DType::kQ6_K, 5e-3},
-                        Case{DType::kMXFP4, DType::kMXFP4, 1e-2}}) {
+  for (const Case& c :
+       {Case{DType::kF32, DType::kF32, 1e-5}, Case{DType::kBF16, DType::kBF16, 1e-2},
+        Case{DType::kF16, DType::kQ8_0, 3e-3}, Case{DType::kQ4_K, DType::kQ6_K, 5e-3},
+        Case{DType::kMXFP4, DType::kMXFP4, 1e-2}, Case{DType::kFP8_128, DType::kFP8_128, 8e-2}}) {
     Layer layer;
     layer.dim = 256;
     layer.ffn = 512;
@@ -94,8 +95,8 @@ TEST_F(MoeGpuTest, MatchesTheReference) {
         p.limit = 100.0f;
         p.accumulate = RandomInt(0, 1) == 1;
         std::vector<float> x = Normal(rows * layer.dim, 0.1f),
-                           logits = Normal(rows * layer.experts),
-                           before = Normal(rows * layer.dim), want = before;
+                           logits = Normal(rows * layer.experts), before = Normal(rows * layer.dim),
+                           want = before;
         if (rows == 3) logits.assign(logits.size(), 0.5f);  // ties: the lowest experts
         p.x = View2(x, rows, layer.dim);
         p.router_logits = View2(logits, rows, layer.experts);
@@ -117,7 +118,7 @@ TEST_F(MoeGpuTest, MatchesTheReference) {
 }
 
 TEST_F(MoeGpuTest, ARowHasTheSameBitsInEveryCompany) {
-  for (const DType type : {DType::kBF16, DType::kQ4_K}) {
+  for (const DType type : {DType::kBF16, DType::kQ4_K, DType::kFP8_128}) {
     Layer layer;
     layer.dim = 512;
     layer.ffn = 256;
@@ -133,7 +134,8 @@ TEST_F(MoeGpuTest, ARowHasTheSameBitsInEveryCompany) {
     const std::vector<float> all = Run(layer, p, x, logits, before);
     for (const int64_t some : {1, 5, 40, 300}) {
       const int64_t first = RandomInt(0, static_cast<int>(rows - some));
-      std::vector<float> part(x.begin() + first * layer.dim, x.begin() + (first + some) * layer.dim);
+      std::vector<float> part(x.begin() + first * layer.dim,
+                              x.begin() + (first + some) * layer.dim);
       std::vector<float> part_logits(logits.begin() + first * layer.experts,
                                      logits.begin() + (first + some) * layer.experts);
       std::vector<float> part_before(some * layer.dim);
