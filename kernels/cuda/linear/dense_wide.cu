@@ -207,13 +207,19 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
             BarrierArriveExpect(&full[at.slot], kSlotBytes + Shape::kScaleBytes);
           }
           __syncwarp();
-          if (lane < 16) {
+          // One copy of the whole tile where a tensor map says how: lanes' copies are issued one after
+          // the other, and that took as long as the products.
+          if (p.tiles == nullptr) {
+            if (lane == 0) {
+              TensorLoad3(&p.weight_map, &full[at.slot], slot + kTokenBytes, 0, b, first_atom);
+            }
+          } else if (lane < 16) {
             BulkLoad(&full[at.slot], slot + kTokenBytes + lane * kAtomBytes,
                      weight + int64_t{b} * kAtomBytes, kAtomBytes);
           }
           const uint32_t scales =
               SharedAddress(shared) + Shape::kScalesAt + at.slot * Shape::kScaleBytes;
-          if (kIsFp8<T> && lane == 16) {
+          if (kIsFp8<T> && lane == 0) {
             BulkLoad(&full[at.slot], scales,
                      tile.weight + p.scales_at +
                          (int64_t{b} * p.scale_rows + (pair * kCluster + rank) * kTileN) * 4,
@@ -337,7 +343,11 @@ cudaError_t Launch(const Product& product, cudaStream_t stream) {
     encoded = EncodeScaleMap(product.x, 1, kTokens / 2, &p.x_scale_map);
   }
   if (encoded != cudaSuccess) return encoded;
-  if (product.groups == nullptr) p.max_tiles = (p.rows + kTokens - 1) / kTokens;
+  if (product.groups == nullptr) {
+    p.max_tiles = (p.rows + kTokens - 1) / kTokens;
+    encoded = EncodeWeightMap(product, kTileN / kAtomRows, &p.weight_map);
+    if (encoded != cudaSuccess) return encoded;
+  }
   // Tiles of groups end where the next group begins: there, rows are stored one by one. So are sums
   // that would be rounded twice.
   const bool float_out = product.out_dtype == DType::kF32;

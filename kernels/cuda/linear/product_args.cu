@@ -39,9 +39,14 @@ MapType MapTypeOf(DType t) {
   }
 }
 
+EncodeFunction Encoder() {
+  static const EncodeFunction encode = FindEncode();
+  return encode;
+}
+
 cudaError_t Encode(const Matrix& m, int box_cols, int box_rows, CUtensorMapSwizzle swizzle,
                    CUtensorMap* map) {
-  static const EncodeFunction encode = FindEncode();
+  const EncodeFunction encode = Encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
   const MapType type = MapTypeOf(m.dtype);
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(m.cols), static_cast<cuuint64_t>(m.rows)};
@@ -95,6 +100,22 @@ cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map) {
 cudaError_t EncodeScaleMap(const Operand& x, int box_steps, int box_rows, CUtensorMap* map) {
   return Encode({x.block_scale, DType::kF32, CeilDiv(x.cols, 128), x.rows, x.scale_pitch}, box_rows,
                 box_steps, CU_TENSOR_MAP_SWIZZLE_NONE, map);
+}
+
+cudaError_t EncodeWeightMap(const Product& p, int box_atoms, CUtensorMap* map) {
+  const EncodeFunction encode = Encoder();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  constexpr cuuint64_t kWords = kAtomBytes / 4;
+  const auto k_blocks = static_cast<cuuint64_t>(CeilDiv(p.x.cols, AtomColumns(p.weight_dtype)));
+  const cuuint64_t sizes[3] = {kWords, k_blocks, static_cast<cuuint64_t>(CeilDiv(p.n, kAtomRows))};
+  const cuuint64_t strides[2] = {kAtomBytes, kAtomBytes * k_blocks};
+  const cuuint32_t box[3] = {kWords, 1, static_cast<cuuint32_t>(box_atoms)};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  const CUresult result =
+      encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT32, 3, const_cast<uint8_t*>(p.weight), sizes, strides,
+             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 bool EncodeResultMap(const Product& p, int box_rows, CUtensorMap* map) {

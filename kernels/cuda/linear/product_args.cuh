@@ -13,6 +13,7 @@ namespace longstride::kernels::cuda {
 struct ProductArgs {
   CUtensorMap x_map;  // [rows, cols], box of 128 bytes by a tile's rows
   CUtensorMap out_map;
+  CUtensorMap weight_map;   // the wide kernel: [atoms, k_blocks, 1024 bytes]
   CUtensorMap x_scale_map;  // fp8: [cols / 128, rows] float32
   const uint8_t* weight;
   const uint8_t* const* group_weights;
@@ -98,6 +99,9 @@ ProductArgs MakeProductArgs(const Product& p);
 cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map);
 // That of an e4m3 operand's scales, boxes of `box_steps` blocks of columns by `box_rows` rows.
 cudaError_t EncodeScaleMap(const Operand& x, int box_steps, int box_rows, CUtensorMap* map);
+
+// The tensor map of a dense weight that is no group's, in boxes of one step of `box_atoms` atoms.
+cudaError_t EncodeWeightMap(const Product& p, int box_atoms, CUtensorMap* map);
 
 // Encodes the tensor map of the results, panels of 128 bytes by `box_rows` rows. False: rows are not
 // aligned for it.
