@@ -14,6 +14,7 @@ import torch
 DEVICE = "cuda"
 TYPES = {"f32": 0, "f16": 1, "bf16": 2, "q8_0": 8, "q4_0": 9, "q4_1": 10, "q5_0": 11, "q5_1": 12,
          "q4_K": 13, "q5_K": 14, "q6_K": 15, "mxfp4": 16, "fp8": 17}
+OPERANDS = {1: torch.float16, 2: torch.bfloat16, 3: torch.float8_e4m3fn}
 # Offsets of half-precision scales in a block, and the block's bytes: random bytes there might be NaN.
 SCALES = {"q8_0": (34, [0]), "q4_0": (18, [0]), "q4_1": (20, [0, 2]), "q5_0": (22, [0]),
           "q5_1": (24, [0, 2]), "q4_K": (144, [0, 2]), "q5_K": (176, [0, 2]), "q6_K": (210, [208]),
@@ -106,20 +107,13 @@ class Library:
 
     def operand(self, kind, m, k, portable=0):
         """Memory for rows as a product with weights of this kind takes them, and for their scales."""
-        if kind == "fp8" and not portable:
-            return (torch.empty(m, k, device=DEVICE, dtype=torch.uint8),
-                    torch.empty(k // 128, (m + 3) // 4 * 4, device=DEVICE))
-        if self.lib.ls_operand_is_bf16(TYPES[kind]):
-            return torch.empty(m, k, device=DEVICE, dtype=torch.bfloat16), None
-        return torch.empty(m, k, device=DEVICE, dtype=torch.float16), torch.ones(m, device=DEVICE)
+        dtype = OPERANDS[self.lib.ls_operand_type(portable, TYPES[kind])]
+        scale = None if dtype == torch.bfloat16 else torch.ones(m, device=DEVICE)
+        return torch.empty(m, k, device=DEVICE, dtype=dtype), scale
 
-    def convert(self, kind, x, x_type, operand, scale):
+    def convert(self, kind, x, x_type, operand, scale, portable=0):
         m, k = x.shape
-        if operand.dtype == torch.uint8:
-            self.call("ls_convert_fp8", self.at(x), TYPES[x_type], ctypes.c_int64(m),
-                      ctypes.c_int64(k), self.at(operand), self.at(scale), self.stream())
-            return
-        self.call("ls_convert", TYPES[kind], self.at(x), TYPES[x_type], ctypes.c_int64(m),
+        self.call("ls_convert", portable, TYPES[kind], self.at(x), TYPES[x_type], ctypes.c_int64(m),
                   ctypes.c_int64(k), self.at(operand), self.at(scale), self.stream())
 
     def product(self, kind, packed, n, operand, scale, out, out_type, portable=0):

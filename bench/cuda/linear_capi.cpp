@@ -14,6 +14,11 @@ namespace cuda = longstride::kernels::cuda;
 namespace {
 
 DType TypeNamed(int type) { return static_cast<DType>(type); }
+// Of the activations of a product with weights of this type.
+DType TakenType(int portable, int weight_type) {
+  const DType type = TypeNamed(weight_type);
+  return type == DType::kFP8_128 && portable == 0 ? DType::kF8E4M3 : cuda::OperandType(type);
+}
 
 }  // namespace
 
@@ -25,7 +30,8 @@ int64_t ls_packed_bytes(int type, int64_t rows, int64_t cols) {
 int64_t ls_row_bytes(int type, int64_t cols) {
   return longstride::kernels::RowBytes(TypeNamed(type), cols);
 }
-int ls_operand_is_bf16(int type) { return cuda::OperandType(TypeNamed(type)) == DType::kBF16; }
+// A number of TYPES in the scripts that use this.
+int ls_operand_type(int portable, int type) { return static_cast<int>(TakenType(portable, type)); }
 
 int ls_pack(int type, const void* source, int64_t rows, int64_t cols, void* packed, void* stream) {
   return cuda::LaunchPacking({.dtype = TypeNamed(type),
@@ -38,50 +44,33 @@ int ls_pack(int type, const void* source, int64_t rows, int64_t cols, void* pack
                              static_cast<cudaStream_t>(stream));
 }
 
-// x: [m, k] of x_type; operand: room for m * k 16-bit values; row_scale: [m].
-int ls_convert(int weight_type, const void* x, int x_type, int64_t m, int64_t k, void* operand,
-               float* row_scale, void* stream) {
+// x: [m, k] of x_type; operand: room for m * k values of the operand's type; row_scale: [m].
+int ls_convert(int portable, int weight_type, const void* x, int x_type, int64_t m, int64_t k,
+               void* operand, float* row_scale, void* stream) {
   const int64_t dims[2] = {m, k};
   return cuda::LaunchConversion(
       {.x = TensorView::Contiguous(x, TypeNamed(x_type), dims, 2),
        .rows = m,
-       .to = cuda::OperandType(TypeNamed(weight_type)),
+       .to = TakenType(portable, weight_type),
        .out = operand,
        .pitch = k,
        .row_scale = row_scale},
       static_cast<cudaStream_t>(stream));
 }
 
-// The same for fp8 weights: operand has room for m * k bytes, block_scale for k / 128 rows of m rounded
-// up to a multiple of 4.
-int ls_convert_fp8(const void* x, int x_type, int64_t m, int64_t k, void* operand,
-                   float* block_scale, void* stream) {
-  const int64_t dims[2] = {m, k};
-  return cuda::LaunchFp8Conversion({.x = TensorView::Contiguous(x, TypeNamed(x_type), dims, 2),
-                                    .rows = m,
-                                    .out = static_cast<uint8_t*>(operand),
-                                    .block_scale = block_scale,
-                                    .scale_pitch = (m + 3) / 4 * 4},
-                                   static_cast<cudaStream_t>(stream));
-}
-
-// scale: of rows for f16 operands, of blocks for fp8 weights (not of the portable kernels).
 int ls_product(int portable, int weight_type, const void* packed, int64_t n, const void* operand,
-               const float* scale, int64_t m, int64_t k, void* out, int out_type,
+               const float* row_scale, int64_t m, int64_t k, void* out, int out_type,
                void* stream) {
   const DType type = TypeNamed(weight_type);
-  const bool fp8 = type == DType::kFP8_128 && portable == 0;
   const cuda::Product product{.weight_dtype = type,
                               .weight = static_cast<const uint8_t*>(packed),
                               .n = n,
                               .x = Operand{.data = operand,
-                                           .dtype = fp8 ? DType::kF8E4M3 : cuda::OperandType(type),
+                                           .dtype = TakenType(portable, weight_type),
                                            .rows = m,
                                            .cols = k,
                                            .pitch = k,
-                                           .row_scale = fp8 ? nullptr : scale,
-                                           .block_scale = fp8 ? scale : nullptr,
-                                           .scale_pitch = (m + 3) / 4 * 4},
+                                           .row_scale = row_scale},
                               .out = out,
                               .out_dtype = TypeNamed(out_type),
                               .out_stride = n,

@@ -96,8 +96,8 @@ def bench_linear(lib):
                 weights = [lib.random_weight(kind, n, k)[1] for _ in range(copies)]
                 x = torch.randn(m, k, device=DEVICE)
                 operands = {p: lib.operand(kind, m, k, p) for p in (0, 1)}
-                for operand in operands.values():
-                    lib.convert(kind, x, "f32", *operand)
+                for p, operand in operands.items():
+                    lib.convert(kind, x, "f32", *operand, p)
                 out = {p: torch.empty(m, n, device=DEVICE) for p in (0, 1)}
                 for p in (0, 1):
                     def one(w, p=p):

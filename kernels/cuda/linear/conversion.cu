@@ -1,5 +1,5 @@
-// Activations to the operands of the tensor cores; see Conversion and Fp8Conversion in product.h. For
-// 16-bit types one block a row: the largest magnitude first where the type is f16, then the rounding.
+// Activations to the operands of the tensor cores; see Conversion in product.h. One block a row: the
+// largest magnitude first where the type is f16 or e4m3, then the rounding.
 // Bound: memory, input once (a second read hits the first-level cache) and output once.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -92,82 +92,102 @@ void Launch(const Conversion& c, cudaStream_t stream) {
   }
 }
 
-// A thread takes 16 columns, eight threads a block of 128.
-constexpr int kFp8Threads = 128;
-constexpr int kFp8Columns = kFp8Threads * 16;  // of one block of threads
-// What smaller blocks are scaled as: the quotient stays finite.
+// Rows to e4m3: a thread takes 16 columns at a time.
+constexpr int kFp8Threads = 1024;  // at most
+// Rows without a larger element are scaled as if they had one: the quotient stays finite.
 constexpr float kFp8Least = 1e-30f;
 
 template <typename X, bool kAligned>
-__global__ void __launch_bounds__(kFp8Threads) ConvertToFp8(const Fp8Conversion c) {
-  LetDependentsStart();
-  const int64_t row = blockIdx.x;
-  const int64_t column = int64_t{blockIdx.y} * kFp8Columns + threadIdx.x * 16;
-  const int64_t source = c.source_rows == nullptr ? row : c.source_rows[row];
-  if (source < 0 || column >= c.x.shape[1]) return;  // for the eight threads of a block alike
-  const auto* x = static_cast<const X*>(c.x.data) + source * c.x.strides[0] + column;
-  const float factor = c.factors == nullptr ? 1.0f : c.factors[row];
-  float v[16], largest = 0.0f;
-  if constexpr (kAligned) {
-    constexpr int kVector = 16 / sizeof(X);
+struct Fp8Row {
+  const X* x;
+  float factor;
+
+  // Rounded to bf16; returns the largest magnitude.
+  __device__ __forceinline__ float Load(int64_t column, float (&v)[16]) const {
+    constexpr int kVector = kAligned ? 16 / sizeof(X) : 1;
+    float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < 16; i += kVector) {
-      const auto some = *reinterpret_cast<const Pack<X, kVector>*>(x + i);
+      const auto some = *reinterpret_cast<const Pack<X, kVector>*>(x + column + i);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) v[i + j] = ToFloat(some.v[j]);
+      for (int j = 0; j < kVector; ++j) {
+        v[i + j] = __bfloat162float(__float2bfloat16(ToFloat(some.v[j]) * factor));
+        largest = fmaxf(largest, fabsf(v[i + j]));
+      }
     }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) v[i] = ToFloat(x[i]);
+    return largest;
   }
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    v[i] = __bfloat162float(__float2bfloat16(v[i] * factor));
-    largest = fmaxf(largest, fabsf(v[i]));
-  }
-  // Whole groups of eight lanes are here.
-  const unsigned group = 0xffu << (threadIdx.x & 24);
-#pragma unroll
-  for (int offset = 4; offset > 0; offset /= 2) {
-    largest = fmaxf(largest, __shfl_xor_sync(group, largest, offset));
-  }
-  largest = fmaxf(largest, kFp8Least);
-  const float inverse = __fdiv_rn(448.0f, largest);
+};
+
+__device__ __forceinline__ uint4 ToFp8(const float (&v)[16], float scale) {
   uint32_t words[4];
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
-    const auto pair = [&](int place) -> uint32_t {
-      return __nv_cvt_float2_to_fp8x2(make_float2(v[Fp8Column(place)] * inverse,
-                                                  v[Fp8Column(place + 1)] * inverse),
-                                      __NV_SATFINITE, __NV_E4M3);
-    };
-    words[w] = pair(w * 4) | pair(w * 4 + 2) << 16;
+    uint32_t pairs[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int place = w * 4 + i * 2;
+      pairs[i] = __nv_cvt_float2_to_fp8x2(
+          make_float2(v[Fp8Column(place)] * scale, v[Fp8Column(place + 1)] * scale), __NV_SATFINITE,
+          __NV_E4M3);
+    }
+    words[w] = pairs[0] | pairs[1] << 16;
   }
-  *reinterpret_cast<uint4*>(c.out + row * c.x.shape[1] + column) =
-      make_uint4(words[0], words[1], words[2], words[3]);
-  if (threadIdx.x % 8 == 0) {
-    c.block_scale[column / 128 * c.scale_pitch + row] = __fdiv_rn(largest, 448.0f);
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+template <typename X, bool kAligned>
+__global__ void __launch_bounds__(kFp8Threads) ConvertToFp8(const Conversion c) {
+  LetDependentsStart();
+  const int64_t row = blockIdx.x;
+  const int64_t source = c.source_rows == nullptr ? row : c.source_rows[row];
+  if (source < 0) return;
+  const Fp8Row<X, kAligned> from = {static_cast<const X*>(c.x.data) + source * c.x.strides[0],
+                                    c.factors == nullptr ? 1.0f : c.factors[row]};
+  auto* out = static_cast<uint8_t*>(c.out) + row * c.pitch;
+  const int64_t cols = c.x.shape[1], first = int64_t{threadIdx.x} * 16;
+  const int64_t step = int64_t{blockDim.x} * 16;
+  float v[16], largest = kFp8Least;
+  if (first < cols) largest = fmaxf(largest, from.Load(first, v));
+  for (int64_t k = first + step; k < cols; k += step) {
+    float others[16];
+    largest = fmaxf(largest, from.Load(k, others));
+  }
+  __shared__ float warps[kFp8Threads / 32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  }
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = largest;
+  __syncthreads();
+  for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) largest = fmaxf(largest, warps[w]);
+  const float scale = __fdiv_rn(448.0f, largest);
+  if (threadIdx.x == 0) c.row_scale[row] = __fdiv_rn(largest, 448.0f);
+  for (int64_t k = first; k < cols; k += step) {
+    if (k != first) from.Load(k, v);
+    *reinterpret_cast<uint4*>(out + k) = ToFp8(v, scale);
   }
 }
 
 template <typename X>
-cudaError_t LaunchFp8From(const Fp8Conversion& c, cudaStream_t stream) {
-  const dim3 blocks(static_cast<unsigned>(c.rows),
-                    static_cast<unsigned>(CeilDiv(c.x.shape[1], kFp8Columns)));
+void LaunchFp8(const Conversion& c, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(X);
   const bool aligned =
       c.x.strides[0] % kVector == 0 && reinterpret_cast<uintptr_t>(c.x.data) % 16 == 0;
+  const int64_t wanted = CeilDiv(c.x.shape[1] / 16, 32) * 32;
+  const auto rows = static_cast<unsigned>(c.rows);
+  const auto threads = static_cast<unsigned>(wanted < kFp8Threads ? wanted : kFp8Threads);
   if (aligned) {
-    ConvertToFp8<X, true><<<blocks, kFp8Threads, 0, stream>>>(c);
+    ConvertToFp8<X, true><<<rows, threads, 0, stream>>>(c);
   } else {
-    ConvertToFp8<X, false><<<blocks, kFp8Threads, 0, stream>>>(c);
+    ConvertToFp8<X, false><<<rows, threads, 0, stream>>>(c);
   }
-  return cudaGetLastError();
 }
 
 template <typename X>
 cudaError_t LaunchFrom(const Conversion& c, cudaStream_t stream) {
-  if (c.to == DType::kF16) {
+  if (c.to == DType::kF8E4M3) {
+    LaunchFp8<X>(c, stream);
+  } else if (c.to == DType::kF16) {
     Launch<X, __half>(c, stream);
   } else {
     Launch<X, __nv_bfloat16>(c, stream);
@@ -183,16 +203,6 @@ cudaError_t LaunchConversion(const Conversion& c, cudaStream_t stream) {
     case DType::kF32: return LaunchFrom<float>(c, stream);
     case DType::kF16: return LaunchFrom<__half>(c, stream);
     case DType::kBF16: return LaunchFrom<__nv_bfloat16>(c, stream);
-    default: return cudaErrorInvalidValue;
-  }
-}
-
-cudaError_t LaunchFp8Conversion(const Fp8Conversion& c, cudaStream_t stream) {
-  if (c.rows == 0) return cudaSuccess;
-  switch (c.x.dtype) {
-    case DType::kF32: return LaunchFp8From<float>(c, stream);
-    case DType::kF16: return LaunchFp8From<__half>(c, stream);
-    case DType::kBF16: return LaunchFp8From<__nv_bfloat16>(c, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -6,7 +6,7 @@
 
 namespace longstride::kernels::cuda {
 
-// Tiles of 8, 64 or 128 activation rows.
+// Tiles of 8, 32, 64 or 128 activation rows.
 cudaError_t LaunchDenseNarrow(const Product& p, int tokens, cudaStream_t stream);
 // Tiles of 256 activation rows (fp8: 192) by 128 weight rows.
 cudaError_t LaunchDenseWide(const Product& p, cudaStream_t stream);

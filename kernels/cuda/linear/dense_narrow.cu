@@ -30,11 +30,8 @@ struct NarrowShape {
   // Blocks of a cluster bring a part of the activations each, for all: beyond a few rows, reading
   // them from the second-level cache would take longer than the weights.
   static constexpr int kCluster = kTokens == 8 ? 1 : 2;
-  // Scales of fp8 in a slot: of 64 weight rows for every step, then for each block of the cluster those
-  // of the activation rows that it brings, for every step.
-  static constexpr int kWeightScaleBytes = kStageBlocks * kUnitRows * 4;
-  static constexpr int kTokenScaleBytes = kStageBlocks * kTokens * 4;
-  static constexpr int kScaleBytes = kIsFp8<T> ? kWeightScaleBytes + kTokenScaleBytes : 0;
+  // Scales of fp8 in a slot: of 64 weight rows for every step.
+  static constexpr int kScaleBytes = kIsFp8<T> ? kStageBlocks * kUnitRows * 4 : 0;
   // Slots hold activations first, then scales: their sizes are fixed, and what follows is whole pieces.
   static constexpr int kScalesAt = kStageBlocks * kTokenBytes;
   static constexpr int kWeightAt = (kScalesAt + kScaleBytes + 1023) / 1024 * 1024;
@@ -51,6 +48,19 @@ struct Share {
   }
   __device__ int First(int tile) const { return begin + (end - begin) * tile / tiles; }
 };
+
+// Atoms [first, first + atoms) of the steps from b on; evict: nobody reads them again soon.
+template <bool kEvict>
+__device__ __forceinline__ void LoadWeights(const ProductArgs& p, int atoms, uint64_t* bar,
+                                            uint32_t to, int b, int first, uint64_t policy) {
+  const CUtensorMap* map =
+      atoms == p.atoms_per_tile ? &p.weight_maps[0] : &p.weight_maps[1];
+  if constexpr (kEvict) {
+    TensorLoad3Hinted(map, bar, to, 0, b, first, policy);
+  } else {
+    TensorLoad3(map, bar, to, 0, b, first);
+  }
+}
 
 // The sums of a slot's fp8 steps, each multiplied on its own and then added, in order.
 template <typename Shape, int kTokens>
@@ -76,13 +86,9 @@ struct StepSums {
   // Later steps are multiplied meanwhile.
   template <int kStep = 0>
   __device__ __forceinline__ void AddTo(float (&sum)[kTokens / 2], uint32_t slot) {
-    constexpr int kRun = kTokens / Shape::kCluster;  // rows that one block of a cluster brings
-    const uint32_t at = slot + Shape::kScalesAt;
     WgmmaWait<Shape::kStageBlocks - 1 - kStep>();
     FenceRegisters(of[kStep]);
-    AddScaled<kTokens, kRun>(of[kStep], at + kStep * (kUnitRows * 4),
-                             at + Shape::kWeightScaleBytes + kStep * (kRun * 4),
-                             Shape::kStageBlocks * kRun * 4, sum);
+    AddScaled(of[kStep], slot + Shape::kScalesAt + kStep * (kUnitRows * 4), sum);
     if constexpr (kStep + 1 < Shape::kStageBlocks) AddTo<kStep + 1>(sum, slot);
   }
 };
@@ -120,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
     for (int t = 0; t < share.tiles; ++t) {
       const int first = share.First(t), atoms = share.First(t + 1) - first;
       for (int b = 0; b < p.k_blocks; b += Shape::kStageBlocks) {
-        // Always whole slots: past the last column activations read as zero, and weights as
+        // Always whole slots: past the last column activations read as zero, and weights as zero or
         // whatever follows them.
         const uint32_t slot = SharedAddress(shared) + at.slot * p.slot_bytes;
         if (lane == 0) {
@@ -129,7 +135,13 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
                                                                     atoms * Shape::kPieceBytes));
         }
         __syncwarp();
-        if (lane < atoms) {
+        // One copy where a tensor map says how: lanes' copies are issued one after the other.
+        if (p.tiles == nullptr) {
+          if (lane == 0 && atoms > 0) {
+            LoadWeights<kTokens == 8>(p, atoms, &full[at.slot], slot + Shape::kWeightAt, b, first,
+                                      policy);
+          }
+        } else if (lane < atoms) {
           const uint8_t* from =
               tile.weight + ((int64_t{first} + lane) * p.k_blocks + b) * kAtomBytes;
           const uint32_t to = slot + Shape::kWeightAt + lane * Shape::kPieceBytes;
@@ -149,17 +161,6 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
         }
         if (lane == 0) {
           if (!waited) WaitForPredecessors();  // the weights do not depend on them
-          if constexpr (kIsFp8<T>) {
-            const uint32_t to = slot + Shape::kScalesAt + Shape::kWeightScaleBytes +
-                                rank * (Shape::kTokenScaleBytes / kCluster);
-            const int token = tile.row_begin + rank * (kTokens / kCluster);
-            if constexpr (kCluster > 1) {
-              TensorLoad2Multicast(&p.x_scale_map, &full[at.slot], to, token, b,
-                                   (1 << kCluster) - 1);
-            } else {
-              TensorLoad2(&p.x_scale_map, &full[at.slot], to, token, b);
-            }
-          }
           for (int i = 0; i < Shape::kStageBlocks; ++i) {
             const uint32_t to = slot + i * Shape::kTokenBytes;
             if constexpr (kCluster > 1) {
@@ -249,10 +250,6 @@ cudaError_t Launch(const Product& product, cudaStream_t stream) {
   using Shape = NarrowShape<T, kTokens>;
   ProductArgs p = MakeProductArgs(product);
   cudaError_t encoded = EncodeOperandMap(product.x, kTokens / Shape::kCluster, &p.x_map);
-  if (kIsFp8<T> && encoded == cudaSuccess) {
-    encoded = EncodeScaleMap(product.x, Shape::kStageBlocks, kTokens / Shape::kCluster,
-                             &p.x_scale_map);
-  }
   if (encoded != cudaSuccess) return encoded;
   if (product.groups == nullptr) p.max_tiles = (p.rows + kTokens - 1) / kTokens;
   // One block for each processor and tile of activations; where there are many such tiles, full
@@ -267,6 +264,14 @@ cudaError_t Launch(const Product& product, cudaStream_t stream) {
   const int64_t largest_share = CeilDiv(atoms, blocks);
   p.share_tiles = static_cast<int32_t>(CeilDiv(largest_share, kMaxAtoms));
   p.atoms_per_tile = static_cast<int32_t>(CeilDiv(largest_share, p.share_tiles));
+  if (product.groups == nullptr) {
+    // Every tile has the most atoms or one less: shares do, and so do their tiles.
+    for (int less = 0; less < 2 && less < p.atoms_per_tile; ++less) {
+      encoded = EncodeWeightMap(product, Shape::kStageBlocks, p.atoms_per_tile - less,
+                                &p.weight_maps[less]);
+      if (encoded != cudaSuccess) return encoded;
+    }
+  }
   p.slot_bytes = Shape::kWeightAt + p.atoms_per_tile * Shape::kPieceBytes;
   p.stages = Shape::kRingBytes / p.slot_bytes;
   if (p.stages > Shape::kMaxSlots) p.stages = Shape::kMaxSlots;
@@ -288,6 +293,7 @@ cudaError_t Launch(const Product& product, cudaStream_t stream) {
 template <typename T>
 cudaError_t LaunchTokens(const Product& p, int tokens, cudaStream_t stream) {
   if (tokens == 8) return Launch<T, 8>(p, stream);
+  if (tokens == 32) return Launch<T, 32>(p, stream);
   if (tokens == 64) return Launch<T, 64>(p, stream);
   return Launch<T, 128>(p, stream);
 }

@@ -31,8 +31,8 @@ struct WideShape {
   // Activation rows of one piece of results, in 16-bit types; of float32 half as many.
   static constexpr int kChunk = kIsFp8<T> ? 64 : 128;
   static constexpr int kStagingBytes = kChunk * 128;  // for each math warpgroup
-  // Behind the slots: scales of fp8, of the weight rows and then of the activation rows.
-  static constexpr int kScaleBytes = kIsFp8<T> ? (kTileN + kTokens) * 4 : 0;
+  // Behind the slots: scales of fp8, of the weight rows.
+  static constexpr int kScaleBytes = kIsFp8<T> ? kTileN * 4 : 0;
   static constexpr int kStagingAt = kSlots * kSlotBytes;
   static constexpr int kScalesAt = kStagingAt + kMathGroups * kStagingBytes;
   static constexpr size_t kSharedBytes = kScalesAt + kSlots * kScaleBytes + 1024;
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
           // the other, and that took as long as the products.
           if (p.tiles == nullptr) {
             if (lane == 0) {
-              TensorLoad3(&p.weight_map, &full[at.slot], slot + kTokenBytes, 0, b, first_atom);
+              TensorLoad3(&p.weight_maps[0], &full[at.slot], slot + kTokenBytes, 0, b, first_atom);
             }
           } else if (lane < 16) {
             BulkLoad(&full[at.slot], slot + kTokenBytes + lane * kAtomBytes,
@@ -230,11 +230,6 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
             TensorLoad2Multicast(&p.x_map, &full[at.slot], slot + rank * (kTokenBytes / 2),
                                  b * kStepColumns<T>, tile.row_begin + rank * (kTokens / 2),
                                  kBothBlocks);
-            if constexpr (kIsFp8<T>) {
-              TensorLoad2Multicast(&p.x_scale_map, &full[at.slot],
-                                   scales + kTileN * 4 + rank * (kTokens / 2 * 4),
-                                   tile.row_begin + rank * (kTokens / 2), b, kBothBlocks);
-            }
           }
           waited = true;
           at.Advance();
@@ -275,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProduct(const __grid_constant
           FenceRegisters(part);
           const uint32_t scales =
               SharedAddress(shared) + Shape::kScalesAt + at.slot * Shape::kScaleBytes;
-          AddScaled<kTokens>(part, scales + group * 256, scales + kTileN * 4, 0, sum);
+          AddScaled(part, scales + group * (kUnitRows * 4), sum);
           NamedBarrierSync(kAddedBarrier + group, 128);  // the scales are read
           if ((threadIdx.x & 127) < kCluster) {
             BarrierArrivePeer(&empty[at.slot], threadIdx.x & 127);
@@ -339,13 +334,10 @@ cudaError_t Launch(const Product& product, cudaStream_t stream) {
   using Shape = WideShape<T>;
   constexpr int kTokens = Shape::kTokens;
   cudaError_t encoded = EncodeOperandMap(product.x, kTokens / 2, &p.x_map);
-  if (kIsFp8<T> && encoded == cudaSuccess) {
-    encoded = EncodeScaleMap(product.x, 1, kTokens / 2, &p.x_scale_map);
-  }
   if (encoded != cudaSuccess) return encoded;
   if (product.groups == nullptr) {
     p.max_tiles = (p.rows + kTokens - 1) / kTokens;
-    encoded = EncodeWeightMap(product, kTileN / kAtomRows, &p.weight_map);
+    encoded = EncodeWeightMap(product, 1, kTileN / kAtomRows, &p.weight_maps[0]);
     if (encoded != cudaSuccess) return encoded;
   }
   // Tiles of groups end where the next group begins: there, rows are stored one by one. So are sums

@@ -21,29 +21,18 @@ __device__ constexpr int Fp8Column(int place) {
 template <typename T>
 inline constexpr int kStepColumns = 128 / static_cast<int>(sizeof(T));
 
-// Adds one step of 64 weight rows: `part` are this thread's accumulators of its products,
-// `weight_scales` the scales of the 64 rows and `token_scales` those of the activation rows, in shared
-// memory; those of every kRun rows lie side by side, `run_bytes` from the next. The same operations in
-// every kernel: a result's bits are one function of its row.
-template <int kTokens, int kRun = kTokens>
-__device__ __forceinline__ void AddScaled(const float (&part)[kTokens / 2], uint32_t weight_scales,
-                                          uint32_t token_scales, int run_bytes,
-                                          float (&sum)[kTokens / 2]) {
+// Adds one step of 64 weight rows: `part` are this thread's accumulators of its products, `scales` the
+// address of the 64 rows' scales in shared memory. The same operations in every kernel: a result's
+// bits are one function of its row.
+template <int kCount>
+__device__ __forceinline__ void AddScaled(const float (&part)[kCount], uint32_t scales,
+                                          float (&sum)[kCount]) {
   const int thread = static_cast<int>(threadIdx.x) & 127;
   const uint32_t row = (thread >> 5) * 16 + (thread >> 2 & 7);
-  const float w0 = __uint_as_float(LoadShared4(weight_scales + row * 4));
-  const float w1 = __uint_as_float(LoadShared4(weight_scales + row * 4 + 32));
+  const float w[2] = {__uint_as_float(LoadShared4(scales + row * 4)),
+                      __uint_as_float(LoadShared4(scales + row * 4 + 32))};
 #pragma unroll
-  for (int i = 0; i < kTokens / 2; i += 4) {
-    const int token = i * 2;
-    const uint2 pair = LoadShared8(token_scales + token / kRun * run_bytes +
-                                   (token % kRun + (thread & 3) * 2) * 4);
-    const float x0 = __uint_as_float(pair.x), x1 = __uint_as_float(pair.y);
-    sum[i] = __fmaf_rn(part[i], __fmul_rn(x0, w0), sum[i]);
-    sum[i + 1] = __fmaf_rn(part[i + 1], __fmul_rn(x1, w0), sum[i + 1]);
-    sum[i + 2] = __fmaf_rn(part[i + 2], __fmul_rn(x0, w1), sum[i + 2]);
-    sum[i + 3] = __fmaf_rn(part[i + 3], __fmul_rn(x1, w1), sum[i + 3]);
-  }
+  for (int i = 0; i < kCount; ++i) sum[i] = __fmaf_rn(part[i], w[i >> 1 & 1], sum[i]);
 }
 
 }  // namespace longstride::kernels::cuda

@@ -63,6 +63,14 @@ __device__ __forceinline__ void TensorLoad2(const CUtensorMap* map, uint64_t* ba
       "l"(map), "r"(SharedAddress(bar)), "r"(c0), "r"(c1)
       : "memory");
 }
+__device__ __forceinline__ void TensorLoad3Hinted(const CUtensorMap* map, uint64_t* bar, uint32_t to,
+                                                  int c0, int c1, int c2, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(map), "r"(SharedAddress(bar)), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
+      : "memory");
+}
 // Into every block of `mask`, at the same offsets, reporting to each block's barrier.
 __device__ __forceinline__ void TensorLoad2Multicast(const CUtensorMap* map, uint64_t* bar,
                                                      uint32_t to, int c0, int c1, uint16_t mask) {

@@ -163,33 +163,10 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PrepareCudaLinear(std::span<const 
   return std::make_unique<CudaLinearWeight>(rows, cols, std::move(segments), std::move(buffer));
 }
 
-absl::StatusOr<Operand> Operands::MakeFp8() {
-  fp8_.dtype = DType::kF8E4M3;
-  fp8_.cols = fp8_.pitch = x_.shape[1];
-  fp8_.rows = rows_ < 0 ? x_.shape[0] : rows_;
-  fp8_.scale_pitch = (fp8_.rows + 3) / 4 * 4;
-  ASSIGN_OR_RETURN(uint8_t* codes, scratch_.Take<uint8_t>(fp8_.rows * fp8_.cols));
-  ASSIGN_OR_RETURN(float* scales, scratch_.Take<float>(fp8_.cols / 128 * fp8_.scale_pitch));
-  fp8_.data = codes;
-  fp8_.block_scale = scales;
-  RETURN_IF_ERROR(context_.Check(LaunchFp8Conversion({.x = x_,
-                                                      .source_rows = source_rows_,
-                                                      .factors = factors_,
-                                                      .rows = fp8_.rows,
-                                                      .out = codes,
-                                                      .block_scale = scales,
-                                                      .scale_pitch = fp8_.scale_pitch},
-                                                     context_.stream()),
-                                 "Linear"));
-  return fp8_;
-}
-
 absl::StatusOr<Operand> Operands::For(DType weight_dtype) {
-  if (weight_dtype == DType::kFP8_128 && context_.path() == KernelPath::kFast) {
-    return fp8_.data != nullptr ? fp8_ : MakeFp8();
-  }
-  const DType type = OperandType(weight_dtype);
-  Operand& made = made_[type == DType::kF16 ? 1 : 0];
+  const bool fp8 = weight_dtype == DType::kFP8_128 && context_.path() == KernelPath::kFast;
+  const DType type = fp8 ? DType::kF8E4M3 : OperandType(weight_dtype);
+  Operand& made = made_[fp8 ? 2 : type == DType::kF16 ? 1 : 0];
   if (made.data != nullptr) return made;
   made.dtype = type;
   made.cols = x_.shape[1];
@@ -202,9 +179,9 @@ absl::StatusOr<Operand> Operands::For(DType weight_dtype) {
     return made;
   }
   made.pitch = (made.cols + 7) / 8 * 8;
-  ASSIGN_OR_RETURN(uint16_t* data, scratch_.Take<uint16_t>(made.rows * made.pitch));
+  ASSIGN_OR_RETURN(char* data, scratch_.Take<char>(made.rows * made.pitch * BlockBytes(type)));
   float* row_scale = nullptr;
-  if (type == DType::kF16) {
+  if (type != DType::kBF16) {
     ASSIGN_OR_RETURN(row_scale, scratch_.Take<float>(made.rows));
   }
   made.data = data;

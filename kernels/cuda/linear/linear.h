@@ -9,7 +9,7 @@
 //   bf16          activations rounded to bf16                                     3e-3
 //   q*            weights decoded to f16, activations as for f16                  1e-3
 //   mxfp4         weights exact in bf16, activations rounded to bf16              3e-3
-//   fp8_128       activations rounded to bf16 and to e4m3 with a scale each 128;
+//   fp8_128       activations rounded to bf16 and to e4m3 with a scale for each row;
 //                 codes multiplied exactly, 128 products summed by the tensor cores
 //                 (at least 14 bits), those sums scaled and added in float32      4e-2
 //                 portable kernels: weights and activations rounded to bf16       5e-3
@@ -67,16 +67,13 @@ class Operands {
   absl::StatusOr<Operand> For(DType weight_dtype);
 
  private:
-  absl::StatusOr<Operand> MakeFp8();
-
   TensorView x_;
   DeviceContext& context_;
   Scratch& scratch_;
   const int32_t* source_rows_ = nullptr;
   const float* factors_ = nullptr;
   int64_t rows_ = -1;
-  Operand made_[2];  // bf16, f16
-  Operand fp8_;
+  Operand made_[3];  // bf16, f16, e4m3
 };
 
 }  // namespace longstride::kernels::cuda

@@ -13,6 +13,7 @@ namespace {
 
 int FastTileRows(DType weight_dtype, int64_t n, int64_t rows) {
   if (rows <= 8) return 8;
+  if (rows <= 32 && IsDense(weight_dtype)) return 32;
   if (rows <= 64) return 64;
   if (!IsDense(weight_dtype) || rows <= 128) return 128;
   // The wide kernel (128 weight rows by 256, or 192 in fp8) wins once its tiles fill the chip.

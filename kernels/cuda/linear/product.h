@@ -19,9 +19,6 @@ struct Operand {
   int64_t cols = 0;
   int64_t pitch = 0;                 // elements between rows, whole pieces of 16 bytes
   const float* row_scale = nullptr;  // [rows]: results are multiplied by it; nullptr: 1
-  // e4m3: [cols / 128][scale_pitch], element (b, m) belongs to columns [128 b, 128 b + 128) of row m.
-  const float* block_scale = nullptr;
-  int64_t scale_pitch = 0;  // a multiple of 4
 };
 
 // Rows [row_begin, row_begin + rows) of the operand meet the weights of one group (expert).
@@ -86,7 +83,9 @@ cudaError_t LaunchFloatProduct(const FloatProduct& p, cudaStream_t stream);
 
 // Rounds rows of f32, f16 or bf16 to the operand type. f16 rows are first scaled by a power of two
 // so that their largest element lies in [2^13, 2^14), which row_scale undoes: no overflow, and 11
-// bits wherever an element is within 2^27 of the largest. Rows with an infinity or NaN keep it.
+// bits wherever an element is within 2^27 of the largest. e4m3 rows are rounded to bf16 and scaled so
+// that the largest element is 448: 4 bits wherever one is within 28,672 of the largest; they are whole
+// blocks of 128 columns, in the order of packed fp8_128 weights. Rows with an infinity or NaN keep one.
 struct Conversion {
   TensorView x;
   const int32_t* source_rows = nullptr;  // [rows] row of x, negative: skip; nullptr: same row
@@ -95,22 +94,9 @@ struct Conversion {
   DType to = DType::kF16;
   void* out = nullptr;
   int64_t pitch = 0;
-  float* row_scale = nullptr;  // [rows], written for f16
+  float* row_scale = nullptr;  // [rows], written for f16 and e4m3
 };
 cudaError_t LaunchConversion(const Conversion& c, cudaStream_t stream);
-
-// Rounds rows of f32, f16 or bf16 to bf16 and then, 128 columns at a time, to e4m3 with a scale
-// max|x| / 448. Columns that are not finite stay so. REQUIRES: whole blocks of 128 columns.
-struct Fp8Conversion {
-  TensorView x;
-  const int32_t* source_rows = nullptr;  // as in Conversion
-  const float* factors = nullptr;
-  int64_t rows = 0;
-  uint8_t* out = nullptr;  // [rows, cols], in the order of packed fp8_128 weights
-  float* block_scale = nullptr;
-  int64_t scale_pitch = 0;
-};
-cudaError_t LaunchFp8Conversion(const Fp8Conversion& c, cudaStream_t stream);
 
 // Packs `rows` rows of a part, which start at row `row_begin` (a multiple of 64) of the weight.
 struct Packing {

@@ -44,25 +44,20 @@ EncodeFunction Encoder() {
   return encode;
 }
 
-cudaError_t Encode(const Matrix& m, int box_cols, int box_rows, CUtensorMapSwizzle swizzle,
-                   CUtensorMap* map) {
+// Boxes of 128 bytes by `box_rows` rows, swizzled.
+cudaError_t EncodePanels(const Matrix& m, int box_rows, CUtensorMap* map) {
   const EncodeFunction encode = Encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
   const MapType type = MapTypeOf(m.dtype);
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(m.cols), static_cast<cuuint64_t>(m.rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(m.pitch) * type.bytes};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_cols), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t box[2] = {128 / type.bytes, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult result = encode(map, type.type, 2, const_cast<void*>(m.data), sizes, strides, box,
-                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(map, type.type, 2, const_cast<void*>(m.data), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-// Boxes of 128 bytes by `box_rows` rows, swizzled.
-cudaError_t EncodePanels(const Matrix& m, int box_rows, CUtensorMap* map) {
-  return Encode(m, static_cast<int>(128 / MapTypeOf(m.dtype).bytes), box_rows,
-                CU_TENSOR_MAP_SWIZZLE_128B, map);
 }
 
 }  // namespace
@@ -97,19 +92,15 @@ cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map) {
   return EncodePanels({x.data, x.dtype, x.rows, x.cols, x.pitch}, box_rows, map);
 }
 
-cudaError_t EncodeScaleMap(const Operand& x, int box_steps, int box_rows, CUtensorMap* map) {
-  return Encode({x.block_scale, DType::kF32, CeilDiv(x.cols, 128), x.rows, x.scale_pitch}, box_rows,
-                box_steps, CU_TENSOR_MAP_SWIZZLE_NONE, map);
-}
-
-cudaError_t EncodeWeightMap(const Product& p, int box_atoms, CUtensorMap* map) {
+cudaError_t EncodeWeightMap(const Product& p, int box_steps, int box_atoms, CUtensorMap* map) {
   const EncodeFunction encode = Encoder();
   if (encode == nullptr) return cudaErrorNotSupported;
   constexpr cuuint64_t kWords = kAtomBytes / 4;
   const auto k_blocks = static_cast<cuuint64_t>(CeilDiv(p.x.cols, AtomColumns(p.weight_dtype)));
   const cuuint64_t sizes[3] = {kWords, k_blocks, static_cast<cuuint64_t>(CeilDiv(p.n, kAtomRows))};
   const cuuint64_t strides[2] = {kAtomBytes, kAtomBytes * k_blocks};
-  const cuuint32_t box[3] = {kWords, 1, static_cast<cuuint32_t>(box_atoms)};
+  const cuuint32_t box[3] = {kWords, static_cast<cuuint32_t>(box_steps),
+                             static_cast<cuuint32_t>(box_atoms)};
   const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result =
       encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT32, 3, const_cast<uint8_t*>(p.weight), sizes, strides,

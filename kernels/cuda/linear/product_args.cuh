@@ -13,8 +13,9 @@ namespace longstride::kernels::cuda {
 struct ProductArgs {
   CUtensorMap x_map;  // [rows, cols], box of 128 bytes by a tile's rows
   CUtensorMap out_map;
-  CUtensorMap weight_map;   // the wide kernel: [atoms, k_blocks, 1024 bytes]
-  CUtensorMap x_scale_map;  // fp8: [cols / 128, rows] float32
+  // [atoms, k_blocks, 1024 bytes] of a weight that is no group's, in boxes of a tile of the most atoms and
+  // of one atom less.
+  CUtensorMap weight_maps[2];
   const uint8_t* weight;
   const uint8_t* const* group_weights;
   const GroupTile* tiles;  // nullptr: rows in order
@@ -97,11 +98,9 @@ ProductArgs MakeProductArgs(const Product& p);
 
 // Encodes the tensor map of an operand with boxes of `box_rows` rows.
 cudaError_t EncodeOperandMap(const Operand& x, int box_rows, CUtensorMap* map);
-// That of an e4m3 operand's scales, boxes of `box_steps` blocks of columns by `box_rows` rows.
-cudaError_t EncodeScaleMap(const Operand& x, int box_steps, int box_rows, CUtensorMap* map);
 
-// The tensor map of a dense weight that is no group's, in boxes of one step of `box_atoms` atoms.
-cudaError_t EncodeWeightMap(const Product& p, int box_atoms, CUtensorMap* map);
+// The tensor map of a dense weight that is no group's, in boxes of some steps of some atoms.
+cudaError_t EncodeWeightMap(const Product& p, int box_steps, int box_atoms, CUtensorMap* map);
 
 // Encodes the tensor map of the results, panels of 128 bytes by `box_rows` rows. False: rows are not
 // aligned for it.

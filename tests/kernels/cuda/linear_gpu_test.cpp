@@ -25,18 +25,18 @@ double Tolerance(DType type) {
   }
 }
 
-// What fp8 weights are multiplied with, in exact arithmetic: see Fp8Conversion.
-std::vector<float> RoundedToFp8(const std::vector<float>& x) {
+// What fp8 weights are multiplied with, in exact arithmetic: see Conversion.
+std::vector<float> RoundedToFp8(const std::vector<float>& x, int64_t cols) {
   std::vector<float> out(x.size());
-  for (size_t b = 0; b < x.size(); b += 128) {
+  for (size_t row = 0; row < x.size(); row += cols) {
     float largest = 0.0f;
-    for (size_t i = b; i < b + 128; ++i) {
+    for (size_t i = row; i < row + cols; ++i) {
       out[i] = Bfloat16ToFloat(FloatToBfloat16(x[i]));
       largest = std::max(largest, std::fabs(out[i]));
     }
-    const float inverse = 448.0f / largest;
-    for (size_t i = b; i < b + 128; ++i) {
-      out[i] = E4m3ToFloat(FloatToE4m3(out[i] * inverse)) * (largest / 448.0f);
+    const float scale = 448.0f / largest;
+    for (size_t i = row; i < row + cols; ++i) {
+      out[i] = E4m3ToFloat(FloatToE4m3(out[i] * scale)) * (largest / 448.0f);
     }
   }
   return out;
@@ -159,7 +159,7 @@ TEST_F(LinearGpuTest, PartsOfSeveralTypesStackUp) {
 // Parts with scales of their own, at rows where packed pieces begin and where they do not.
 TEST_F(LinearGpuTest, Fp8IsMultipliedAsItsNumericsSay) {
   if (context_->path() == KernelPath::kPortable) GTEST_SKIP() << "activations stay bf16 there";
-  for (const int64_t cols : {128, 1280, 4096}) {
+  for (const int64_t cols : {128, 1280, 4096, 16512}) {
     std::vector<std::vector<uint8_t>> bytes;
     std::vector<TensorView> parts;
     std::vector<float> values;
@@ -173,9 +173,10 @@ TEST_F(LinearGpuTest, Fp8IsMultipliedAsItsNumericsSay) {
     ASSERT_NE(weight, nullptr);
     for (const int64_t rows : {1, 9, 70, 300}) {
       std::vector<float> x = Normal(rows * cols);
-      for (size_t i = 0; i < x.size(); i += 128) x[i] *= 20;  // blocks of unlike scales
-      EXPECT_LT(RelativeError(Run(*weight, x, rows), Expected(values, RoundedToFp8(x), rows, cols)),
-                1e-3)
+      for (size_t i = 0; i < x.size(); i += 128) x[i] *= 20;  // small elements beside large ones
+      EXPECT_LT(
+          RelativeError(Run(*weight, x, rows), Expected(values, RoundedToFp8(x, cols), rows, cols)),
+          1e-3)
           << rows << " x " << cols;
     }
   }
