@@ -55,7 +55,7 @@ struct Operands {
 
 template <int kWidth, typename Out, typename Op>
 __global__ void __launch_bounds__(kRowThreads) BinaryKernel(const Operands<Out> o, const Op op) {
-  LetNextStart();
+  BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x) * kWidth;
   if (c >= o.dim) return;
@@ -81,12 +81,8 @@ cudaError_t LaunchTo(const TensorView& x, const TensorView& y, const TensorView&
   const bool wide = addresses % 16 == 0 && (o.x_row | o.y_row | o.out_row | o.dim) % 4 == 0;
   const RowGrid grid(rows, o.dim, wide ? 4 : 1);
   if (grid.empty) return cudaSuccess;
-  if (wide) {
-    BinaryKernel<4, Out><<<grid.blocks, kRowThreads, 0, stream>>>(o, op);
-  } else {
-    BinaryKernel<1, Out><<<grid.blocks, kRowThreads, 0, stream>>>(o, op);
-  }
-  return cudaGetLastError();
+  return LaunchOverlapped(wide ? BinaryKernel<4, Out, Op> : BinaryKernel<1, Out, Op>, grid.blocks,
+                          kRowThreads, 0, stream, o, op);
 }
 
 template <typename Op>

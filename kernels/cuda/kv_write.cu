@@ -61,6 +61,7 @@ __device__ void Store(const WriteShape& p, char* page, int32_t slot, const float
 }
 
 __global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p) {
+  BeginOverlapped();
   const int64_t vector =
       static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (vector >= p.vectors) return;
@@ -92,8 +93,7 @@ cudaError_t LaunchKvWrite(const KvWriteParams& p, cudaStream_t stream) {
   if (shape.vectors == 0) return cudaSuccess;
   constexpr int kVectors = kRowThreads / 32;
   const dim3 blocks(static_cast<unsigned>((shape.vectors + kVectors - 1) / kVectors), 2);
-  KvWriteKernel<<<blocks, kRowThreads, 0, stream>>>(shape);
-  return cudaGetLastError();
+  return LaunchOverlapped(KvWriteKernel, blocks, kRowThreads, 0, stream, shape);
 }
 
 }  // namespace longstride::kernels::cuda

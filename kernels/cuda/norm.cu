@@ -44,7 +44,7 @@ __device__ float GroupSum(float value) {
 template <bool kLayerNorm, int kThreads, typename Out>
 __global__ void __launch_bounds__(kRowThreads)
     NormKernel(const float* x, Out* out, const Shape s, const Weights w) {
-  LetNextStart();
+  BeginOverlapped();
   constexpr int kVectors = kRowThreads / kThreads;
   const int64_t vector = static_cast<int64_t>(blockIdx.x) * kVectors + threadIdx.x / kThreads;
   if (vector >= s.vectors) return;
@@ -89,12 +89,11 @@ cudaError_t LaunchTo(const TensorView& x, const TensorView& out, int64_t weight_
   if (s.dim <= kShortVector && s.heads > 1) {
     constexpr int kVectors = kRowThreads / 32;
     const auto blocks = static_cast<unsigned>((s.vectors + kVectors - 1) / kVectors);
-    NormKernel<kLayerNorm, 32, Out><<<blocks, kRowThreads, 0, stream>>>(from, to, s, w);
-  } else {
-    NormKernel<kLayerNorm, kRowThreads, Out>
-        <<<static_cast<unsigned>(s.vectors), kRowThreads, 0, stream>>>(from, to, s, w);
+    return LaunchOverlapped(NormKernel<kLayerNorm, 32, Out>, blocks, kRowThreads, 0, stream, from, to, s,
+                            w);
   }
-  return cudaGetLastError();
+  return LaunchOverlapped(NormKernel<kLayerNorm, kRowThreads, Out>, static_cast<unsigned>(s.vectors),
+                          kRowThreads, 0, stream, from, to, s, w);
 }
 
 template <bool kLayerNorm>

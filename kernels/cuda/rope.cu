@@ -22,6 +22,7 @@ struct RopeShape {
 };
 
 __global__ void __launch_bounds__(kRowThreads) RopeKernel(const RopeShape p) {
+  BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int task = static_cast<int>(blockIdx.y) * kRowThreads + static_cast<int>(threadIdx.x);
   const int f = task % p.frequencies;
@@ -53,6 +54,7 @@ struct ScaleShape {
 };
 
 __global__ void __launch_bounds__(kRowThreads) PositionScaleKernel(const ScaleShape p) {
+  BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int64_t at = static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x;
   if (at >= static_cast<int64_t>(p.heads) * p.dim) return;
@@ -77,8 +79,7 @@ cudaError_t LaunchRope(const RopeParams& p, cudaStream_t stream) {
       (p.x.shape[1] + kHeadsPerThread - 1) / kHeadsPerThread * p.num_frequencies;
   const RowGrid grid(p.x.shape[0], tasks);
   if (grid.empty) return cudaSuccess;
-  RopeKernel<<<grid.blocks, kRowThreads, 0, stream>>>(shape);
-  return cudaGetLastError();
+  return LaunchOverlapped(RopeKernel, grid.blocks, kRowThreads, 0, stream, shape);
 }
 
 cudaError_t LaunchPositionScale(const PositionScaleParams& p, cudaStream_t stream) {
@@ -92,8 +93,7 @@ cudaError_t LaunchPositionScale(const PositionScaleParams& p, cudaStream_t strea
                             p.floor_scale};
   const RowGrid grid(p.x.shape[0], p.x.shape[1] * p.x.shape[2]);
   if (grid.empty) return cudaSuccess;
-  PositionScaleKernel<<<grid.blocks, kRowThreads, 0, stream>>>(shape);
-  return cudaGetLastError();
+  return LaunchOverlapped(PositionScaleKernel, grid.blocks, kRowThreads, 0, stream, shape);
 }
 
 }  // namespace longstride::kernels::cuda

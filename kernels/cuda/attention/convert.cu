@@ -25,6 +25,7 @@ struct Shape {
 
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) ToHalfKernel(const float* from, T* to, Shape s) {
+  BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int64_t four = static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x;
   if (four >= s.fours) return;
@@ -51,7 +52,7 @@ __device__ float4 Load4(const T* from) {
 template <typename From, typename To>
 __global__ void __launch_bounds__(kRowThreads)
     CoveredRowsKernel(const From* from, To* to, const QueryTile* tiles, Shape s) {
-  LetNextStart();
+  BeginOverlapped();
   const QueryTile tile = tiles[blockIdx.x];
   if (static_cast<int32_t>(blockIdx.z) >= tile.num_rows) return;
   const int64_t row = static_cast<int64_t>(tile.row_begin) + blockIdx.z;
@@ -79,9 +80,8 @@ cudaError_t Covered(const TensorView& from, const KvSelection& selection, const 
   RowGrid grid(selection.num_tiles, s.fours);
   if (grid.empty) return cudaSuccess;
   grid.blocks.z = static_cast<unsigned>(selection.query_tile);
-  CoveredRowsKernel<<<grid.blocks, kRowThreads, 0, stream>>>(from.ptr<const From>(), to.ptr<To>(),
-                                                             selection.tiles, s);
-  return cudaGetLastError();
+  return LaunchOverlapped(CoveredRowsKernel<From, To>, grid.blocks, kRowThreads, 0, stream,
+                          from.ptr<const From>(), to.ptr<To>(), selection.tiles, s);
 }
 
 }  // namespace
@@ -92,12 +92,11 @@ cudaError_t LaunchToHalf(const TensorView& from, const TensorView& to, cudaStrea
   const RowGrid grid(from.shape[0], s.fours);
   if (grid.empty) return cudaSuccess;
   if (to.dtype == DType::kF16) {
-    ToHalfKernel<<<grid.blocks, kRowThreads, 0, stream>>>(from.ptr<float>(), to.ptr<__half>(), s);
-  } else {
-    ToHalfKernel<<<grid.blocks, kRowThreads, 0, stream>>>(from.ptr<float>(),
-                                                          to.ptr<__nv_bfloat16>(), s);
+    return LaunchOverlapped(ToHalfKernel<__half>, grid.blocks, kRowThreads, 0, stream,
+                            from.ptr<float>(), to.ptr<__half>(), s);
   }
-  return cudaGetLastError();
+  return LaunchOverlapped(ToHalfKernel<__nv_bfloat16>, grid.blocks, kRowThreads, 0, stream,
+                          from.ptr<float>(), to.ptr<__nv_bfloat16>(), s);
 }
 
 cudaError_t LaunchCoveredRows(const TensorView& from, const KvSelection& selection,

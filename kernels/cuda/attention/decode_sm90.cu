@@ -13,6 +13,7 @@
 #include "kernels/cuda/attention/tensor_maps.h"
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/pipeline.cuh"
 
 namespace longstride::kernels::cuda {
@@ -510,8 +511,8 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
   __syncthreads();
   // Everything so far may run while the kernel before ends. The merge may start to launch; it waits
   // for this grid's end before it reads.
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
+  WaitForPredecessors();
+  LetDependentsStart();
   if (threadIdx.x >= kMathThreads) {
     Producer<kHeadDim>(p, areas).Run();
   } else {
@@ -540,8 +541,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const MergeParam
   constexpr int kPerLane = kHeadDim / 32;
   __shared__ float totals[kMergeWarps][kHeadDim];
   __shared__ float2 norms[kMergeWarps];
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
+  BeginOverlapped();
   const int item = static_cast<int>(blockIdx.x / p.layout.rows);
   const int row = static_cast<int>(blockIdx.x % p.layout.rows);
   const QueryTile tile = p.tiles[item / p.layout.item_heads];

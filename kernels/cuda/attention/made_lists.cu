@@ -1,6 +1,8 @@
 // Trims lists to what was made: a thread for each, by bisection; sums of integers, in any order.
 #include "kernels/cuda/attention/made_lists.h"
 
+#include "kernels/cuda/device/launch.cuh"
+
 namespace longstride::kernels::cuda {
 namespace {
 
@@ -8,6 +10,7 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads) TrimKernel(const KvSelection s, int32_t heads_per_list,
                                                        int32_t* list_count, DeviceCounters* counters) {
+  BeginOverlapped();
   const int64_t list = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   unsigned long long visible = 0, read = 0;
   if (list < static_cast<int64_t>(s.num_list_heads) * s.num_tiles) {
@@ -51,9 +54,8 @@ cudaError_t LaunchTrimLists(const KvSelection& s, int32_t query_heads, int32_t* 
                             DeviceCounters* counters, cudaStream_t stream) {
   const int64_t lists = static_cast<int64_t>(s.num_list_heads) * s.num_tiles;
   if (lists == 0) return cudaSuccess;
-  TrimKernel<<<static_cast<unsigned>((lists + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      s, query_heads / s.num_list_heads, list_count, counters);
-  return cudaGetLastError();
+  return LaunchOverlapped(TrimKernel, static_cast<unsigned>((lists + kThreads - 1) / kThreads), kThreads,
+                          0, stream, s, query_heads / s.num_list_heads, list_count, counters);
 }
 
 }  // namespace longstride::kernels::cuda

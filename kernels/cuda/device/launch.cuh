@@ -21,12 +21,49 @@ struct RowGrid {
         empty(rows == 0 || columns == 0) {}
 };
 
-// The next kernel of the stream may start its part that does not depend on this one, if it was
-// launched to do so (a matrix product, which reads its weights).
-__device__ __forceinline__ void LetNextStart() {
+// Programmatic dependent launch (sm_90 and later): a kernel that was launched for it starts while the one
+// before it in the stream still runs, once all blocks of that one have said LetDependentsStart, and waits
+// in WaitForPredecessors for everything that ran before it. Without such a launch both do nothing.
+__device__ __forceinline__ void LetDependentsStart() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+__device__ __forceinline__ void WaitForPredecessors() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// How a short kernel begins that LaunchOverlapped launches: what it saves is the time from the end of one
+// kernel to the start of the next.
+__device__ __forceinline__ void BeginOverlapped() {
+  LetDependentsStart();
+  WaitForPredecessors();
+}
+
+// Whether the current device can.
+inline bool CanOverlapLaunches() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+
+// Launches a kernel that begins with BeginOverlapped. The work before it in the stream must be kernels.
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchOverlapped(void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
+                             size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = CanOverlapLaunches() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 // Results as float32 or bf16.

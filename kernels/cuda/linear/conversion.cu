@@ -51,7 +51,7 @@ __device__ float ScaleFor(float largest) {
 
 template <typename X, typename T, int kVector>
 __global__ void __launch_bounds__(kThreads) ConvertRows(const Conversion c) {
-  LetDependentsStart();
+  BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int64_t source = c.source_rows == nullptr ? row : c.source_rows[row];
   if (source < 0) return;
@@ -81,15 +81,12 @@ __global__ void __launch_bounds__(kThreads) ConvertRows(const Conversion c) {
 
 // Vectors of 4 where rows are aligned for them.
 template <typename X, typename T>
-void Launch(const Conversion& c, cudaStream_t stream) {
+cudaError_t Launch(const Conversion& c, cudaStream_t stream) {
   const bool aligned = c.x.shape[1] % 4 == 0 && c.x.strides[0] % 4 == 0 && c.pitch % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(c.x.data) % (4 * sizeof(X)) == 0;
   const auto rows = static_cast<unsigned>(c.rows);
-  if (aligned) {
-    ConvertRows<X, T, 4><<<rows, kThreads, 0, stream>>>(c);
-  } else {
-    ConvertRows<X, T, 1><<<rows, kThreads, 0, stream>>>(c);
-  }
+  return LaunchOverlapped(aligned ? ConvertRows<X, T, 4> : ConvertRows<X, T, 1>, rows, kThreads, 0,
+                          stream, c);
 }
 
 // Rows to e4m3: a thread takes 16 columns at a time.
@@ -138,7 +135,7 @@ __device__ __forceinline__ uint4 ToFp8(const float (&v)[16], float scale) {
 
 template <typename X, bool kAligned>
 __global__ void __launch_bounds__(kFp8Threads) ConvertToFp8(const Conversion c) {
-  LetDependentsStart();
+  BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int64_t source = c.source_rows == nullptr ? row : c.source_rows[row];
   if (source < 0) return;
@@ -169,30 +166,24 @@ __global__ void __launch_bounds__(kFp8Threads) ConvertToFp8(const Conversion c) 
 }
 
 template <typename X>
-void LaunchFp8(const Conversion& c, cudaStream_t stream) {
+cudaError_t LaunchFp8(const Conversion& c, cudaStream_t stream) {
   constexpr int kVector = 16 / sizeof(X);
   const bool aligned =
       c.x.strides[0] % kVector == 0 && reinterpret_cast<uintptr_t>(c.x.data) % 16 == 0;
   const int64_t wanted = CeilDiv(c.x.shape[1] / 16, 32) * 32;
   const auto rows = static_cast<unsigned>(c.rows);
   const auto threads = static_cast<unsigned>(wanted < kFp8Threads ? wanted : kFp8Threads);
-  if (aligned) {
-    ConvertToFp8<X, true><<<rows, threads, 0, stream>>>(c);
-  } else {
-    ConvertToFp8<X, false><<<rows, threads, 0, stream>>>(c);
-  }
+  return LaunchOverlapped(aligned ? ConvertToFp8<X, true> : ConvertToFp8<X, false>, rows, threads, 0,
+                          stream, c);
 }
 
 template <typename X>
 cudaError_t LaunchFrom(const Conversion& c, cudaStream_t stream) {
-  if (c.to == DType::kF8E4M3) {
-    LaunchFp8<X>(c, stream);
-  } else if (c.to == DType::kF16) {
-    Launch<X, __half>(c, stream);
-  } else {
-    Launch<X, __nv_bfloat16>(c, stream);
+  switch (c.to) {
+    case DType::kF8E4M3: return LaunchFp8<X>(c, stream);
+    case DType::kF16: return Launch<X, __half>(c, stream);
+    default: return Launch<X, __nv_bfloat16>(c, stream);
   }
-  return cudaGetLastError();
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ constexpr int kMaxAtoms = 8;  // 64 rows
 
 template <typename T, int kTokens>
 struct NarrowShape {
-  static constexpr int kStageBlocks = kTokens == 8 ? 4 : 2;
+  static constexpr int kStageBlocks = kTokens <= (kIsFp8<T> ? 64 : 32) ? 4 : 2;
   static constexpr int kPieceBytes = kStageBlocks * kAtomBytes;  // of one atom row
   static constexpr int kTokenBytes = kTokens * 128;              // of one step
   static constexpr int kRingBytes = 192 * 1024;
@@ -161,14 +161,15 @@ __global__ void __launch_bounds__(kThreads) NarrowProduct(const __grid_constant_
         }
         if (lane == 0) {
           if (!waited) WaitForPredecessors();  // the weights do not depend on them
+          // Boxes without a row that exists are slow: any row will do there, its results are dropped.
+          const int own = tile.row_begin + rank * (kTokens / kCluster);
+          const int row = own < p.rows ? own : tile.row_begin;
           for (int i = 0; i < Shape::kStageBlocks; ++i) {
             const uint32_t to = slot + i * Shape::kTokenBytes;
             if constexpr (kCluster > 1) {
               TensorLoad2Multicast(&p.x_map, &full[at.slot],
                                    to + rank * (Shape::kTokenBytes / kCluster),
-                                   (b + i) * kStepColumns<T>,
-                                   tile.row_begin + rank * (kTokens / kCluster),
-                                   (1 << kCluster) - 1);
+                                   (b + i) * kStepColumns<T>, row, (1 << kCluster) - 1);
             } else {
               TensorLoad2(&p.x_map, &full[at.slot], to, (b + i) * kStepColumns<T>, tile.row_begin);
             }

@@ -6,21 +6,10 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/pipeline.cuh"
 
 namespace longstride::kernels::cuda {
-
-// Programmatic dependent launch: the next kernel of the stream may start now, and waits here for
-// everything that ran before it. Without the launch attribute both do nothing; kernels of older
-// chips may call the first.
-__device__ __forceinline__ void LetDependentsStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void WaitForPredecessors() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
 
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;

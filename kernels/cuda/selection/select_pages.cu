@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/selection/lists.cuh"
 #include "kernels/cuda/selection/selection.h"
@@ -28,6 +29,7 @@ struct SelectShape {
 };
 
 __global__ void PoolKernel(const SelectShape s) {
+  BeginOverlapped();
   const QueryTile tile = s.p.tiles[s.launch.first_tile + blockIdx.x];
   const int32_t dim = s.p.cache.head_dim;
   const int64_t heads = s.p.q.shape[1];
@@ -77,6 +79,7 @@ __device__ void LoadChannels(const T* row, int32_t d, int32_t dim, bool whole, f
 // Scores of pages [first, end) of one list: block (pages, list head, tile).
 template <typename T, PageScore kKind>
 __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s) {
+  BeginOverlapped();
   extern __shared__ float queries[];  // [heads_per_list, padded dim]
   const int32_t local = static_cast<int32_t>(blockIdx.z);
   const int32_t tile_index = s.launch.first_tile + local;
@@ -149,6 +152,7 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
 }
 
 __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) {
+  BeginOverlapped();
   __shared__ uint32_t held[kHeldKeys];
   __shared__ ListShared shared;
   const int32_t local = static_cast<int32_t>(blockIdx.x);
@@ -196,8 +200,7 @@ cudaError_t LaunchScores(const SelectShape& s, dim3 blocks, int shared, cudaStre
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<blocks, kScoreThreads, static_cast<size_t>(shared), stream>>>(s);
-  return cudaGetLastError();
+  return LaunchOverlapped(kernel, blocks, kScoreThreads, static_cast<size_t>(shared), stream, s);
 }
 
 }  // namespace
@@ -215,8 +218,8 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
   const auto tiles = static_cast<unsigned>(launch.num_tiles);
   const auto lists = static_cast<unsigned>(s.list_heads);
   if (!launch.one_row) {
-    PoolKernel<<<dim3(tiles, static_cast<unsigned>(heads)), 128, 0, stream>>>(s);
-    const cudaError_t error = cudaGetLastError();
+    const cudaError_t error = LaunchOverlapped(
+        PoolKernel, dim3(tiles, static_cast<unsigned>(heads)), 128, 0, stream, s);
     if (error != cudaSuccess) return error;
   }
   const dim3 blocks(static_cast<unsigned>((launch.max_pages + kPagesOfBlock - 1) / kPagesOfBlock),
@@ -236,8 +239,7 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
       break;
   }
   if (error != cudaSuccess) return error;
-  ListKernel<<<dim3(tiles, lists), kListThreads, 0, stream>>>(s);
-  return cudaGetLastError();
+  return LaunchOverlapped(ListKernel, dim3(tiles, lists), kListThreads, 0, stream, s);
 }
 
 }  // namespace longstride::kernels::cuda

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/selection/selection.h"
 
 namespace longstride::kernels::cuda {
@@ -34,6 +35,7 @@ __device__ void Put(float* row, int32_t d, float value) { row[d] = value; }
 
 template <typename Key, typename Out>
 __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryParams p) {
+  BeginOverlapped();
   const int32_t page = p.page_ids[blockIdx.x];
   if (page < 0) return;
   const int32_t dim = p.cache.head_dim, count = p.counts[blockIdx.x];
@@ -65,19 +67,15 @@ cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream
   const dim3 blocks(static_cast<unsigned>(p.num_pages), static_cast<unsigned>(p.cache.num_heads));
   switch (p.cache.dtype) {
     case KvDType::kF32:
-      SummarizeKernel<float, float><<<blocks, kThreads, 0, stream>>>(p);
-      break;
+      return LaunchOverlapped(SummarizeKernel<float, float>, blocks, kThreads, 0, stream, p);
     case KvDType::kF16:
-      SummarizeKernel<__half, __half><<<blocks, kThreads, 0, stream>>>(p);
-      break;
+      return LaunchOverlapped(SummarizeKernel<__half, __half>, blocks, kThreads, 0, stream, p);
     case KvDType::kBF16:
-      SummarizeKernel<__nv_bfloat16, __nv_bfloat16><<<blocks, kThreads, 0, stream>>>(p);
-      break;
+      return LaunchOverlapped(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>, blocks, kThreads, 0, stream, p);
     case KvDType::kQ8:
-      SummarizeKernel<int8_t, float><<<blocks, kThreads, 0, stream>>>(p);
-      break;
+      return LaunchOverlapped(SummarizeKernel<int8_t, float>, blocks, kThreads, 0, stream, p);
   }
-  return cudaGetLastError();
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace longstride::kernels::cuda
