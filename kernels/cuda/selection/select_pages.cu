@@ -17,7 +17,9 @@ namespace longstride::kernels::cuda {
 namespace {
 
 constexpr int kScoreThreads = 256;
-constexpr int kPagesOfBlock = 64;
+// Pages that a block scores: few where there are few blocks, since a warp scores one after the other.
+constexpr int kMostPagesOfBlock = 64, kFewestPagesOfBlock = 16;
+constexpr int64_t kManyBlocks = 1024;
 constexpr int kHeadsAtOnce = 8;
 constexpr int kHeldKeys = 8192;  // of a list, in shared memory; longer ones are read again
 
@@ -26,6 +28,7 @@ struct SelectShape {
   SelectLaunch launch;
   int32_t list_heads, heads_per_list;
   int32_t group;  // query heads of a KV head
+  int32_t pages_of_block;
 };
 
 __global__ void PoolKernel(const SelectShape s) {
@@ -87,7 +90,7 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
   const QueryTile tile = s.p.tiles[tile_index];
   if (s.p.counts[tile_index] == 0 || s.p.counts[tile_index] == Candidates(tile)) return;
   const int32_t tail = TailBegin(tile, s.p.recent_pages);
-  const int32_t first = static_cast<int32_t>(blockIdx.x) * kPagesOfBlock;
+  const int32_t first = static_cast<int32_t>(blockIdx.x) * s.pages_of_block;
   if (first >= tail) return;
   const int32_t dim = s.p.cache.head_dim, padded = (dim + 3) / 4 * 4;
   const int32_t heads = s.heads_per_list;
@@ -112,7 +115,7 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
                   (static_cast<int64_t>(list_head) * s.launch.num_tiles + local) *
                       s.launch.max_pages;
   const bool aligned = dim % 4 == 0;
-  for (int32_t page = first + warp; page < min(tail, first + kPagesOfBlock);
+  for (int32_t page = first + warp; page < min(tail, first + s.pages_of_block);
        page += kScoreThreads / 32) {
     const int32_t id = pages[page];
     float best = NegativeInfinity();
@@ -222,8 +225,10 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
         PoolKernel, dim3(tiles, static_cast<unsigned>(heads)), 128, 0, stream, s);
     if (error != cudaSuccess) return error;
   }
-  const dim3 blocks(static_cast<unsigned>((launch.max_pages + kPagesOfBlock - 1) / kPagesOfBlock),
-                    lists, tiles);
+  const int64_t most = launch.max_pages / kMostPagesOfBlock * lists * tiles;
+  s.pages_of_block = most < kManyBlocks ? kFewestPagesOfBlock : kMostPagesOfBlock;
+  const dim3 blocks(
+      static_cast<unsigned>((launch.max_pages + s.pages_of_block - 1) / s.pages_of_block), lists, tiles);
   const int shared = s.heads_per_list * ((p.cache.head_dim + 3) / 4 * 4) * 4;
   cudaError_t error = cudaSuccess;
   switch (p.cache.dtype) {

@@ -11,6 +11,7 @@ namespace longstride::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kAtOnce = 21;  // keys; three times make a page
 
 __device__ float KeyOf(const __half* page, int32_t slot, int32_t dim, int32_t d) {
   return __half2float(page[static_cast<int64_t>(slot) * dim + d]);
@@ -47,12 +48,19 @@ __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryPar
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kThreads) {
     float min = KeyOf(keys, 0, dim, d);
     float max = min, sum = min;
-#pragma unroll 8
-    for (int32_t slot = 1; slot < count; ++slot) {
-      const float key = KeyOf(keys, slot, dim, d);
-      min = key < min ? key : min;
-      max = key > max ? key : max;
-      sum = __fadd_rn(sum, key);
+    for (int32_t first = 1; first < count; first += kAtOnce) {
+      float batch[kAtOnce];  // on their way together
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i < count) batch[i] = KeyOf(keys, first + i, dim, d);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i >= count) break;
+        min = batch[i] < min ? batch[i] : min;
+        max = batch[i] > max ? batch[i] : max;
+        sum = __fadd_rn(sum, batch[i]);
+      }
     }
     Put(out, d, min);
     Put(out + dim, d, max);
