@@ -61,16 +61,18 @@ __device__ void Store(const WriteShape& p, char* page, int32_t slot, const float
 }
 
 __global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p) {
-  BeginOverlapped();
+  LetDependentsStart();
   const int64_t vector =
       static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (vector >= p.vectors) return;
   const int64_t row = vector / p.cache.num_heads, head = vector % p.cache.num_heads;
   const int side = static_cast<int>(blockIdx.y);
-  if (p.page_ids[row] == kNoPage) return;
-  const int64_t offset = p.page_ids[row] * p.cache.page_stride + head * p.cache.head_stride;
+  const int32_t page_id = p.page_ids[row], slot = p.slots[row];
+  if (page_id == kNoPage) return;
+  const int64_t offset = page_id * p.cache.page_stride + head * p.cache.head_stride;
+  WaitForPredecessors();
   char* page = static_cast<char*>(side == 0 ? p.cache.k : p.cache.v) + offset;
-  Store(p, page, p.slots[row],
+  Store(p, page, slot,
         p.in[side] + row * p.row_stride[side] + head * p.head_stride[side],
         static_cast<int>(threadIdx.x) % 32);
 }

@@ -22,7 +22,7 @@ struct RopeShape {
 };
 
 __global__ void __launch_bounds__(kRowThreads) RopeKernel(const RopeShape p) {
-  BeginOverlapped();
+  LetDependentsStart();
   const int64_t row = blockIdx.x;
   const int task = static_cast<int>(blockIdx.y) * kRowThreads + static_cast<int>(threadIdx.x);
   const int f = task % p.frequencies;
@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kRowThreads) RopeKernel(const RopeShape p) {
   sincosf(angle, &sine, &cosine);
   sine *= p.scale;
   cosine *= p.scale;
+  WaitForPredecessors();
   const int a = p.interleaved ? 2 * f : f;
   const int b = p.interleaved ? 2 * f + 1 : f + p.frequencies;
   float* x = p.x + row * p.row_stride;

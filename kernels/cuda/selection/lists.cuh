@@ -156,4 +156,60 @@ __device__ __forceinline__ int32_t WriteLargest(int32_t begin, int32_t end, cons
   return written;
 }
 
+// The `wanted` (1 to end - begin) largest of at most kOwn keys a thread, ties going to the lower pages,
+// ascending to out. Threads hold runs of pages: two bits of the threshold are found with one barrier, and
+// places with two sums.
+template <int kOwn, typename KeyAt>
+__device__ __forceinline__ void WriteLargestOfFew(int32_t begin, int32_t end, const KeyAt& key_at,
+                                                  uint32_t wanted, int32_t* out, ListShared& s) {
+  constexpr int kWarps = kListThreads / 32;
+  __shared__ uint32_t counts[2][kWarps][3];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int32_t run = (end - begin + kListThreads - 1) / kListThreads;
+  const int32_t first = begin + thread * run;
+  uint32_t keys[kOwn];  // 0 where there is none: scores' keys are larger
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) keys[i] = i < run && first + i < end ? key_at(first + i) : 0;
+  // The largest threshold that `wanted` keys reach.
+  uint32_t threshold = 0;
+  for (int shift = 30, turn = 0; shift >= 0; shift -= 2, turn ^= 1) {
+    uint32_t reach[3];  // keys that reach the threshold with these two bits 1, 2 or 3
+#pragma unroll
+    for (int b = 0; b < 3; ++b) {
+      const uint32_t candidate = threshold | static_cast<uint32_t>(b + 1) << shift;
+      uint32_t mine = 0;
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) mine += keys[i] >= candidate ? 1 : 0;
+      reach[b] = __reduce_add_sync(kAllLanes, mine);
+    }
+    if (lane < 3) counts[turn][warp][lane] = lane == 0 ? reach[0] : lane == 1 ? reach[1] : reach[2];
+    __syncthreads();
+    uint32_t total[3];
+#pragma unroll
+    for (int b = 0; b < 3; ++b) {
+      total[b] = __reduce_add_sync(kAllLanes, lane < kWarps ? counts[turn][lane][b] : 0);
+    }
+    const uint32_t bits = total[2] >= wanted ? 3 : total[1] >= wanted ? 2 : total[0] >= wanted ? 1 : 0;
+    threshold |= bits << shift;
+  }
+  uint32_t above = 0, equal = 0;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    above += keys[i] > threshold ? 1 : 0;
+    equal += keys[i] == threshold && threshold != 0 ? 1 : 0;
+  }
+  uint32_t all_above, ignored;
+  const uint32_t above_before = BlockScan(above, s, &all_above);
+  const uint32_t equal_before = BlockScan(equal, s, &ignored);
+  const uint32_t equals = wanted - all_above;
+  uint32_t rank = equal_before, at = above_before + min(equal_before, equals);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const bool equal_key = keys[i] == threshold && threshold != 0;
+    const bool taken = keys[i] > threshold || (equal_key && rank < equals);
+    if (equal_key) ++rank;
+    if (taken) out[at++] = first + i;
+  }
+}
+
 }  // namespace longstride::kernels::cuda

@@ -3,8 +3,8 @@
 //
 // Scores: a warp for each page, its lanes over the channels, all query heads of the list at once; bound
 // by the summaries' bytes. Lists: a block for each; the threshold score comes from a radix selection of
-// 8 bits at a time over the scores as ordered integers, then one pass in page order writes what is above
-// it and the first of what equals it. The order of no reduction depends on the grid. Arch: any.
+// 8 bits at a time over the scores as ordered integers (2 bits where the threads hold all in registers),
+// then what is above it and the first of what equals it are written in page order. The order of no reduction depends on the grid. Arch: any.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -21,6 +21,7 @@ constexpr int kScoreThreads = 256;
 constexpr int kMostPagesOfBlock = 64, kFewestPagesOfBlock = 16;
 constexpr int64_t kManyBlocks = 1024;
 constexpr int kHeadsAtOnce = 8;
+constexpr int kOwnKeys = 4;      // of a thread, where lists are short
 constexpr int kHeldKeys = 8192;  // of a list, in shared memory; longer ones are read again
 
 struct SelectShape {
@@ -82,7 +83,7 @@ __device__ void LoadChannels(const T* row, int32_t d, int32_t dim, bool whole, f
 // Scores of pages [first, end) of one list: block (pages, list head, tile).
 template <typename T, PageScore kKind>
 __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s) {
-  BeginOverlapped();
+  LetDependentsStart();
   extern __shared__ float queries[];  // [heads_per_list, padded dim]
   const int32_t local = static_cast<int32_t>(blockIdx.z);
   const int32_t tile_index = s.launch.first_tile + local;
@@ -95,6 +96,15 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
   const int32_t dim = s.p.cache.head_dim, padded = (dim + 3) / 4 * 4;
   const int32_t heads = s.heads_per_list;
   const int64_t first_head = static_cast<int64_t>(list_head) * heads;
+  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
+  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
+  const int32_t* pages = s.p.page_table.pages + tile.sequence * s.p.page_table.stride;
+  // Two pages at a time, so that a warp waits for memory half as often.
+  constexpr int32_t kWarps = kScoreThreads / 32;
+  const int32_t end = min(tail, first + s.pages_of_block);
+  const auto page_id = [&](int32_t page) { return page < end ? pages[page] : -1; };
+  int32_t ids[2] = {page_id(first + warp), page_id(first + warp + kWarps)};
+  WaitForPredecessors();
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < heads * padded; i += kScoreThreads) {
     const int32_t h = i / padded, d = i % padded;
     float x = 0.0f;
@@ -107,55 +117,74 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
     queries[i] = x;
   }
   __syncthreads();
-  const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const int32_t warp = static_cast<int32_t>(threadIdx.x) / 32;
-  const int32_t* pages = s.p.page_table.pages + tile.sequence * s.p.page_table.stride;
   const int64_t kv_head = first_head / s.group;
   float* scores = s.launch.scores +
                   (static_cast<int64_t>(list_head) * s.launch.num_tiles + local) *
                       s.launch.max_pages;
   const bool aligned = dim % 4 == 0;
-  for (int32_t page = first + warp; page < min(tail, first + s.pages_of_block);
-       page += kScoreThreads / 32) {
-    const int32_t id = pages[page];
-    float best = NegativeInfinity();
-    if (id >= 0 && id < s.p.cache.num_pages) {
-      const T* rows = reinterpret_cast<const T*>(static_cast<const char*>(s.p.cache.summaries) +
-                                                 id * s.p.cache.page_stride) +
-                      kv_head * kSummaryRows * dim;
-      for (int32_t h0 = 0; h0 < heads; h0 += kHeadsAtOnce) {
-        float acc[kHeadsAtOnce] = {};
-        for (int32_t d = lane * 4; d < dim; d += 128) {
-          float a[4], b[4];
-          LoadChannels(rows + (kKind == PageScore::kMean ? 2 * dim : 0), d, dim, aligned, a);
-          if constexpr (kKind == PageScore::kBound) LoadChannels(rows + dim, d, dim, aligned, b);
+  for (int32_t page = first + warp; page < end; page += 2 * kWarps) {
+    const T* rows[2];
+    float best[2];
 #pragma unroll
-          for (int h = 0; h < kHeadsAtOnce; ++h) {
-            if (h0 + h >= heads) break;
-            const float4 q = *reinterpret_cast<const float4*>(queries + (h0 + h) * padded + d);
-            const float x[4] = {q.x, q.y, q.z, q.w};
+    for (int i = 0; i < 2; ++i) {
+      const int32_t id = ids[i];
+      ids[i] = page_id(page + (2 + i) * kWarps);
+      const bool exists = id >= 0 && id < s.p.cache.num_pages;
+      best[i] = NegativeInfinity();
+      rows[i] = !exists ? nullptr
+                        : reinterpret_cast<const T*>(static_cast<const char*>(s.p.cache.summaries) +
+                                                     id * s.p.cache.page_stride) +
+                              kv_head * kSummaryRows * dim;
+    }
+    for (int32_t h0 = 0; h0 < heads; h0 += kHeadsAtOnce) {
+      float acc[2][kHeadsAtOnce] = {};
+      for (int32_t d = lane * 4; d < dim; d += 128) {
+        float a[2][4] = {}, b[2][4] = {};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              acc[h] += kKind == PageScore::kMean ? x[i] * a[i] : fmaxf(x[i] * a[i], x[i] * b[i]);
-            }
+        for (int i = 0; i < 2; ++i) {
+          if (rows[i] == nullptr) continue;
+          LoadChannels(rows[i] + (kKind == PageScore::kMean ? 2 * dim : 0), d, dim, aligned, a[i]);
+          if constexpr (kKind == PageScore::kBound) {
+            LoadChannels(rows[i] + dim, d, dim, aligned, b[i]);
           }
         }
 #pragma unroll
         for (int h = 0; h < kHeadsAtOnce; ++h) {
           if (h0 + h >= heads) break;
-          float score = acc[h];
+          const float4 q = *reinterpret_cast<const float4*>(queries + (h0 + h) * padded + d);
+          const float x[4] = {q.x, q.y, q.z, q.w};
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              acc[i][h] += kKind == PageScore::kMean ? x[e] * a[i][e]
+                                                     : fmaxf(x[e] * a[i][e], x[e] * b[i][e]);
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < kHeadsAtOnce; ++h) {
+        if (h0 + h >= heads) break;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          float score = acc[i][h];
 #pragma unroll
           for (int step = 16; step > 0; step /= 2) score += __shfl_xor_sync(kAllLanes, score, step);
-          if (score > best) best = score;
+          if (rows[i] != nullptr && score > best[i]) best[i] = score;
         }
       }
     }
-    if (lane == 0) scores[page] = best + 0.0f;  // -0 becomes +0: they are equal scores
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t at = page + i * kWarps;
+      if (lane == 0 && at < end) scores[at] = best[i] + 0.0f;  // -0 becomes +0: they are equal scores
+    }
   }
 }
 
 __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) {
-  BeginOverlapped();
+  LetDependentsStart();
   __shared__ uint32_t held[kHeldKeys];
   __shared__ ListShared shared;
   const int32_t local = static_cast<int32_t>(blockIdx.x);
@@ -166,6 +195,7 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const int thread = static_cast<int>(threadIdx.x);
   if (count == 0) return;
   int32_t* out = s.p.entries + s.p.list_begin[list];
+  WaitForPredecessors();
   if (count == pages) {
     for (int32_t i = thread; i < pages; i += kListThreads) out[i] = i;
     return;
@@ -181,6 +211,12 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const float* scores =
       s.launch.scores + (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) *
                             s.launch.max_pages;
+  if (tail - sinks <= kListThreads * kOwnKeys) {
+    const auto score_at = [&](int32_t page) { return KeyOf(scores[page]); };
+    WriteLargestOfFew<kOwnKeys>(sinks, tail, score_at, static_cast<uint32_t>(wanted), out + sinks,
+                                shared);
+    return;
+  }
   const bool holds = tail - sinks <= kHeldKeys;
   for (int32_t i = sinks + thread; holds && i < tail; i += kListThreads) {
     held[i - sinks] = KeyOf(scores[i]);

@@ -11,7 +11,8 @@ namespace longstride::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kAtOnce = 21;  // keys; three times make a page
+constexpr int kAtOnce = 63;  // keys: with the first one, a page
+static_assert(kAtOnce + 1 == kPageTokens);
 
 __device__ float KeyOf(const __half* page, int32_t slot, int32_t dim, int32_t d) {
   return __half2float(page[static_cast<int64_t>(slot) * dim + d]);
@@ -36,7 +37,7 @@ __device__ void Put(float* row, int32_t d, float value) { row[d] = value; }
 
 template <typename Key, typename Out>
 __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryParams p) {
-  BeginOverlapped();
+  LetDependentsStart();
   const int32_t page = p.page_ids[blockIdx.x];
   if (page < 0) return;
   const int32_t dim = p.cache.head_dim, count = p.counts[blockIdx.x];
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryPar
                                                   blockIdx.y * p.cache.head_stride);
   auto* out = reinterpret_cast<Out*>(static_cast<char*>(p.cache.summaries) + at) +
               static_cast<int64_t>(blockIdx.y) * kSummaryRows * dim;
+  WaitForPredecessors();
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kThreads) {
     float min = KeyOf(keys, 0, dim, d);
     float max = min, sum = min;
@@ -52,11 +54,12 @@ __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryPar
       float batch[kAtOnce];  // on their way together
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i < count) batch[i] = KeyOf(keys, first + i, dim, d);
+        const int32_t slot = first + i < count ? first + i : count - 1;
+        batch[i] = KeyOf(keys, slot, dim, d);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i >= count) break;
+        if (first + i >= count) continue;
         min = batch[i] < min ? batch[i] : min;
         max = batch[i] > max ? batch[i] : max;
         sum = __fadd_rn(sum, batch[i]);
