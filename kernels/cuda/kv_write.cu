@@ -64,13 +64,13 @@ __global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p)
   LetDependentsStart();
   const int64_t vector =
       static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
-  if (vector >= p.vectors) return;
+  if (vector >= p.vectors) return;  // others of the grid wait
   const int64_t row = vector / p.cache.num_heads, head = vector % p.cache.num_heads;
   const int side = static_cast<int>(blockIdx.y);
   const int32_t page_id = p.page_ids[row], slot = p.slots[row];
+  WaitForPredecessors();
   if (page_id == kNoPage) return;
   const int64_t offset = page_id * p.cache.page_stride + head * p.cache.head_stride;
-  WaitForPredecessors();
   char* page = static_cast<char*>(side == 0 ? p.cache.k : p.cache.v) + offset;
   Store(p, page, slot,
         p.in[side] + row * p.row_stride[side] + head * p.head_stride[side],

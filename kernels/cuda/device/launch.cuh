@@ -36,7 +36,8 @@ __device__ __forceinline__ void WaitForPredecessors() {
 }
 // How a short kernel begins that LaunchOverlapped launches: what it saves is the time from the end of one
 // kernel to the start of the next. Where every load counts, what came from the host before the step's first
-// kernel, and weights, may be read before the wait: that kernel is launched without overlap.
+// kernel, and weights, may be read before the wait: that kernel is launched without overlap. Threads that
+// have nothing to do wait too: a grid that ends before its predecessor would let its successor run early.
 __device__ __forceinline__ void BeginOverlapped() {
   LetDependentsStart();
   WaitForPredecessors();

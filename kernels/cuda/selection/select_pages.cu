@@ -89,10 +89,9 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
   const int32_t tile_index = s.launch.first_tile + local;
   const int32_t list_head = static_cast<int32_t>(blockIdx.y);
   const QueryTile tile = s.p.tiles[tile_index];
-  if (s.p.counts[tile_index] == 0 || s.p.counts[tile_index] == Candidates(tile)) return;
-  const int32_t tail = TailBegin(tile, s.p.recent_pages);
+  const int32_t count = s.p.counts[tile_index], tail = TailBegin(tile, s.p.recent_pages);
   const int32_t first = static_cast<int32_t>(blockIdx.x) * s.pages_of_block;
-  if (first >= tail) return;
+  const bool scores_any = count > 0 && count < Candidates(tile) && first < tail;
   const int32_t dim = s.p.cache.head_dim, padded = (dim + 3) / 4 * 4;
   const int32_t heads = s.heads_per_list;
   const int64_t first_head = static_cast<int64_t>(list_head) * heads;
@@ -102,9 +101,10 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
   // Two pages at a time, so that a warp waits for memory half as often.
   constexpr int32_t kWarps = kScoreThreads / 32;
   const int32_t end = min(tail, first + s.pages_of_block);
-  const auto page_id = [&](int32_t page) { return page < end ? pages[page] : -1; };
+  const auto page_id = [&](int32_t page) { return scores_any && page < end ? pages[page] : -1; };
   int32_t ids[2] = {page_id(first + warp), page_id(first + warp + kWarps)};
   WaitForPredecessors();
+  if (!scores_any) return;
   for (int32_t i = static_cast<int32_t>(threadIdx.x); i < heads * padded; i += kScoreThreads) {
     const int32_t h = i / padded, d = i % padded;
     float x = 0.0f;
@@ -193,9 +193,9 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const QueryTile tile = s.p.tiles[tile_index];
   const int32_t count = s.p.counts[tile_index], pages = Candidates(tile);
   const int thread = static_cast<int>(threadIdx.x);
-  if (count == 0) return;
   int32_t* out = s.p.entries + s.p.list_begin[list];
   WaitForPredecessors();
+  if (count == 0) return;
   if (count == pages) {
     for (int32_t i = thread; i < pages; i += kListThreads) out[i] = i;
     return;

@@ -38,15 +38,15 @@ __device__ void Put(float* row, int32_t d, float value) { row[d] = value; }
 template <typename Key, typename Out>
 __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryParams p) {
   LetDependentsStart();
-  const int32_t page = p.page_ids[blockIdx.x];
+  const int32_t page = p.page_ids[blockIdx.x], count = p.counts[blockIdx.x];
+  const int32_t dim = p.cache.head_dim;
+  WaitForPredecessors();
   if (page < 0) return;
-  const int32_t dim = p.cache.head_dim, count = p.counts[blockIdx.x];
   const int64_t at = page * p.cache.page_stride;
   const auto* keys = reinterpret_cast<const Key*>(static_cast<const char*>(p.cache.k) + at +
                                                   blockIdx.y * p.cache.head_stride);
   auto* out = reinterpret_cast<Out*>(static_cast<char*>(p.cache.summaries) + at) +
               static_cast<int64_t>(blockIdx.y) * kSummaryRows * dim;
-  WaitForPredecessors();
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kThreads) {
     float min = KeyOf(keys, 0, dim, d);
     float max = min, sum = min;
