@@ -123,6 +123,15 @@ std::vector<OptionSection> MakeSections() {
             .help = "The name of a plan that is built in; `longstride config --profiles` lists "
                     "them.",
             .zero_means = "the checkpoint's own patterns"},
+           {.name = "fidelity.sample_rate",
+            .kind = kNumber,
+            .field = LS_FIELD(fidelity.sample_rate),
+            .help = "Share of the steps that generate in which one token's attention is computed "
+                    "once more with the checkpoint's own patterns, in two layers, and compared "
+                    "(the longstride:shadow_local_ metrics). CPU backends only.",
+            .min = 0,
+            .max = 1,
+            .zero_means = "never"},
        }},
       {"Prefix cache",
        {

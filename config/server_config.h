@@ -40,6 +40,10 @@ struct ServerConfig {
   } sparsity;
 
   struct {
+    double sample_rate = 0;
+  } fidelity;
+
+  struct {
     bool enabled = true;
     double fraction = 1.0;
     int64_t snapshot_interval = 2048;

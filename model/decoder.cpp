@@ -207,6 +207,7 @@ void DecoderImpl::BeginStep(ModelOutput* output) {
   output->hidden = {};
   output->chosen.clear();
   output->kernel_times.reset();
+  output->shadow.reset();
   output->times = {};
   output->counters.resize(plan_->patterns.size());
   for (size_t p = 0; p < output->counters.size(); ++p) {

@@ -55,6 +55,20 @@ struct PatternCounters {
   int64_t keys_read = 0;     // keys scored by the kernel
 };
 
+// How the plan's attention of one generated token differs from the baseline's over the same queries
+// and cache, in the heads of one segment of a layer's plan (fidelity/live_shadow.h).
+struct ShadowSample {
+  int32_t layer = 0;
+  int32_t segment = 0;
+  double captured_mass = 0;  // of the baseline's softmax, on keys that the plan reads too; heads' mean
+  double output_error = 0;   // relative L2 of the heads' outputs
+};
+
+struct ShadowReport {
+  std::vector<ShadowSample> samples;
+  int64_t nanos = 0;  // that it took
+};
+
 struct StepTimes {
   int64_t selection_ns = 0;
   int64_t attention_ns = 0;
@@ -74,6 +88,7 @@ struct ModelOutput {
   std::optional<kernels::KernelTimes> kernel_times;  // if this step was measured
   kernels::TensorView hidden;  // [tokens of runs with wants_hidden, dim] f32
   std::vector<PatternCounters> counters;
+  std::optional<ShadowReport> shadow;  // if this step was sampled for live fidelity
   StepTimes times;
 };
 

@@ -25,6 +25,22 @@ absl::Status WithModelExit(const absl::Status& status, const std::string& path) 
   return WithExit(status, kExitModel);
 }
 
+absl::StatusOr<std::unique_ptr<model::fidelity::LiveShadow>> MakeShadow(model::Model* model,
+                                                                        double sample_rate) {
+  ASSIGN_OR_RETURN(model::SparsityPlan baseline,
+                   model::SparsityPlan::Resolve(SparsityPolicy{}, model->spec(),
+                                                model->options().kv_dtype, model->max_context()));
+  ASSIGN_OR_RETURN(std::unique_ptr<model::fidelity::LiveShadow> shadow,
+                   model::fidelity::LiveShadow::Create(&model->backend(), &model->plan(),
+                                                       std::move(baseline), sample_rate));
+  Log(shadow->reason().empty() ? LogLevel::kInfo : LogLevel::kWarning, "live fidelity",
+      {{"sample_rate", sample_rate},
+       {"layers_measured", static_cast<int64_t>(shadow->layers().size())},
+       {"layers", static_cast<int64_t>(model->plan().layers.size())},
+       {"not_measured_because", shadow->reason().empty() ? "-" : shadow->reason()}});
+  return shadow;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const ServerConfig& config) {
@@ -42,11 +58,22 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Start(const ServerConfig& conf
                                                         const Clock* clock) {
   std::unique_ptr<Runtime> runtime(new Runtime);
   runtime->metrics_ = metrics;
+  if (config.fidelity.sample_rate > 0 &&
+      ChooseDevice(config).backend == kernels::BackendKind::kCuda) {
+    return absl::InvalidArgumentError(
+        StrCat("fidelity.sample_rate is ", config.fidelity.sample_rate,
+               ", but live fidelity is measured on the CPU backends only; set it to 0, or serve "
+               "with --device cpu."));
+  }
   ASSIGN_OR_RETURN(runtime->model_, LoadModel(config));
   model::Model& model = *runtime->model_;
   metrics->DescribeModel(ToModelFacts(model));
   const engine::EngineOptions options = ToEngineOptions(config, model.max_context());
-  runtime->executor_ = std::make_unique<engine::ModelExecutor>(&model);
+  if (config.fidelity.sample_rate > 0) {
+    ASSIGN_OR_RETURN(runtime->shadow_, MakeShadow(&model, config.fidelity.sample_rate));
+    metrics->DescribeShadow(ToShadowFacts(model, *runtime->shadow_));
+  }
+  runtime->executor_ = std::make_unique<engine::ModelExecutor>(&model, runtime->shadow_.get());
   runtime->engine_ =
       engine::StartEngine(options, runtime->executor_.get(), &model.tokenizer(), metrics, clock);
   metrics->WatchEngine(runtime->engine_.get());

@@ -5,6 +5,7 @@
 
 #include "config/base/clock.h"
 #include "config/server_config.h"
+#include "model/fidelity/live_shadow.h"
 #include "model/model.h"
 #include "server/engine/engine.h"
 #include "server/metrics/metrics.h"
@@ -30,6 +31,7 @@ class Runtime {
 
   metrics::Metrics* metrics_ = nullptr;
   std::unique_ptr<model::Model> model_;
+  std::unique_ptr<model::fidelity::LiveShadow> shadow_;  // or null
   std::unique_ptr<engine::Executor> executor_;
   std::unique_ptr<engine::Engine> engine_;
 };

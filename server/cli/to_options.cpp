@@ -122,6 +122,24 @@ LogFormat ToLogFormat(const ServerConfig& config) {
   return config.log.format == "json" ? LogFormat::kJson : LogFormat::kHuman;
 }
 
+metrics::ShadowFacts ToShadowFacts(const model::Model& model,
+                                   const model::fidelity::LiveShadow& shadow) {
+  metrics::ShadowFacts facts;
+  facts.baseline_digest = shadow.baseline_digest();
+  facts.reason = shadow.reason();
+  const model::SparsityPlan& plan = model.plan();
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    std::vector<metrics::ShadowFacts::Heads>& layer = facts.layers.emplace_back();
+    for (const model::HeadSegment& segment : plan.layers[l].segments) {
+      layer.push_back(
+          {.heads = StrCat(segment.query.first, "-", segment.query.first + segment.query.count - 1),
+           .pattern = plan.patterns[static_cast<size_t>(segment.pattern)]->Describe(),
+           .measured = shadow.measures(static_cast<int32_t>(l), layer.size())});
+    }
+  }
+  return facts;
+}
+
 metrics::ModelFacts ToModelFacts(model::Model& model) {
   metrics::ModelFacts facts;
   facts.name = model.name();

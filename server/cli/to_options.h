@@ -3,6 +3,7 @@
 
 #include "config/base/logging.h"
 #include "config/server_config.h"
+#include "model/fidelity/live_shadow.h"
 #include "model/model.h"
 #include "server/engine/options.h"
 #include "server/frontend/inference_service.h"
@@ -34,6 +35,8 @@ LogLevel ToLogLevel(const ServerConfig& config);
 LogFormat ToLogFormat(const ServerConfig& config);
 
 // What metrics show of a loaded model.
+metrics::ShadowFacts ToShadowFacts(const model::Model& model,
+                                   const model::fidelity::LiveShadow& shadow);
 metrics::ModelFacts ToModelFacts(model::Model& model);
 
 }  // namespace longstride::cli

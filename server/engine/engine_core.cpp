@@ -448,8 +448,9 @@ bool EngineCore::Step() {
   const int64_t end = clock_->MonotonicNanos();
   report.emit_ns = (ready - planned) + (end - computed) - report.sample_ns;
   if (status.ok() && !plan_.runs.empty()) {
+    const int64_t shadow_ns = report.shadow ? report.shadow->nanos : 0;  // no part of the work itself
     cost_model_.Observe(plan_.work, report.prefill_tokens > 0,
-                        static_cast<double>(end - start - copy_ns) * 1e-9);
+                        static_cast<double>(end - start - copy_ns - shadow_ns) * 1e-9);
   }
   Report(&report);
   if (options_.check_integrity && idle()) {
@@ -608,6 +609,7 @@ void EngineCore::HandleOutput(StepReport* report) {
   report->repeatable = output_.repeatable;
   report->kernel_times = output_.kernel_times;
   report->counters = output_.counters;
+  report->shadow = output_.shadow;
   report->num_sequences = static_cast<int32_t>(plan_.runs.size());
 }
 

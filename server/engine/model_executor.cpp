@@ -4,7 +4,8 @@
 
 namespace longstride::engine {
 
-ModelExecutor::ModelExecutor(model::Model* model) : model_(model) {
+ModelExecutor::ModelExecutor(model::Model* model, model::fidelity::LiveShadow* shadow)
+    : model_(model), shadow_(shadow) {
   const model::KvCache& cache = model->cache();
   info_.groups = cache.groups();
   for (size_t g = 0; g < info_.groups.size(); ++g) {
@@ -52,7 +53,13 @@ double ModelExecutor::AttendedKeys(int64_t position, model::NumericsClass numeri
 }
 
 absl::Status ModelExecutor::Forward(const model::ModelInput& input, model::ModelOutput* output) {
-  return model_->Forward(input, output);
+  if (shadow_ == nullptr || !shadow_->Begin(input)) return model_->Forward(input, output);
+  model_->decoder().SetObserver(shadow_);
+  const absl::Status status = model_->Forward(input, output);
+  model_->decoder().SetObserver(nullptr);
+  output->shadow = shadow_->Take();
+  output->times.attention_ns -= output->shadow->nanos;
+  return status;
 }
 
 void ModelExecutor::Decommit(int32_t group, std::span<const int32_t> pages) {

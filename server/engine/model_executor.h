@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "model/fidelity/live_shadow.h"
 #include "model/model.h"
 #include "server/engine/executor.h"
 
@@ -10,8 +11,8 @@ namespace longstride::engine {
 // Runs steps on one loaded model.
 class ModelExecutor : public Executor {
  public:
-  // The model must outlive it.
-  explicit ModelExecutor(model::Model* model);
+  // Both must outlive it; `shadow` (or null) watches the steps that it samples.
+  explicit ModelExecutor(model::Model* model, model::fidelity::LiveShadow* shadow = nullptr);
 
   const ExecutorInfo& info() const override { return info_; }
   double AttendedKeys(int64_t position, model::NumericsClass numerics) const override;
@@ -27,6 +28,7 @@ class ModelExecutor : public Executor {
   };
 
   model::Model* model_;
+  model::fidelity::LiveShadow* shadow_;
   ExecutorInfo info_;
   std::vector<WeightedPattern> patterns_;
 };

@@ -36,6 +36,7 @@ struct StepReport {
   std::optional<kernels::KernelTimes> kernel_times;  // ModelOutput's
   int32_t chosen_on_device = 0;  // of the tokens sampled
   std::vector<model::PatternCounters> counters;
+  std::optional<model::ShadowReport> shadow;  // ModelOutput's
   int32_t running = 0;
   int32_t waiting = 0;
   int64_t waiting_prompt_tokens = 0;

@@ -66,6 +66,13 @@ enum class MetricId {
   kKvPagesFreed,
   kAttentionKeys,
   kAttendedRatio,
+  kShadowInfo,
+  kShadowSteps,
+  kShadowSeconds,
+  kShadowMass,
+  kShadowError,
+  kShadowLayerMass,
+  kShadowLayerError,
   kCacheConfig,
   // Front ends.
   kHttpRequests,

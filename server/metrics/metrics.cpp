@@ -237,6 +237,7 @@ void Metrics::StepDone(const engine::StepReport& report) {
     At(MetricId::kStepSequences).Distribution().Observe(report.num_sequences);
   }
   if (gpu_) AddGpu(report);
+  if (report.shadow) AddShadow(*report.shadow);
   At(MetricId::kGenerationTokens).Value().Add(report.generated_tokens);
   decode_tokens_->Add(report.decode_tokens);
   prefill_tokens_->Add(report.prefill_tokens);
@@ -256,6 +257,42 @@ void Metrics::StepDone(const engine::StepReport& report) {
     patterns_[index].causal->Add(static_cast<double>(counters.keys_total));
     patterns_[index].visible->Add(static_cast<double>(counters.keys_visible));
     patterns_[index].read->Add(static_cast<double>(counters.keys_read));
+  }
+}
+
+void Metrics::DescribeShadow(const ShadowFacts& facts) {
+  int64_t all = 0, measured = 0;
+  for (size_t l = 0; l < facts.layers.size(); ++l) {
+    std::vector<ShadowCells>& layer = shadow_.emplace_back();
+    for (const ShadowFacts::Heads& heads : facts.layers[l]) {
+      ShadowCells& cells = layer.emplace_back();
+      ++all;
+      if (!heads.measured) continue;
+      ++measured;
+      cells.mass = At(MetricId::kShadowMass).Histogram({heads.pattern});
+      cells.error = At(MetricId::kShadowError).Histogram({heads.pattern});
+      const std::vector<std::string> place = {std::to_string(l), heads.heads};
+      cells.layer_mass = At(MetricId::kShadowLayerMass).Series(place);
+      cells.layer_error = At(MetricId::kShadowLayerError).Series(place);
+    }
+  }
+  const char* state = measured == 0 ? "none" : measured < all ? "some" : "all";
+  At(MetricId::kShadowInfo).Series({state, facts.reason, facts.baseline_digest})->Set(1);
+}
+
+void Metrics::AddShadow(const model::ShadowReport& report) {
+  constexpr double kNewest = 1.0 / 16;
+  At(MetricId::kShadowSteps).Value().Add(1);
+  At(MetricId::kShadowSeconds).Value().Add(static_cast<double>(report.nanos) * kNano);
+  for (const model::ShadowSample& sample : report.samples) {
+    ShadowCells& cells =
+        shadow_[static_cast<size_t>(sample.layer)][static_cast<size_t>(sample.segment)];
+    cells.mass->Observe(sample.captured_mass);
+    cells.error->Observe(sample.output_error);
+    const double newest = cells.seen ? kNewest : 1.0;
+    cells.layer_mass->Add(newest * (sample.captured_mass - cells.layer_mass->Get()));
+    cells.layer_error->Add(newest * (sample.output_error - cells.layer_error->Get()));
+    cells.seen = true;
   }
 }
 

@@ -38,6 +38,18 @@ struct ModelFacts {
   std::vector<std::string> patterns;  // what PatternCounters::pattern indexes
 };
 
+// What live fidelity compares, where it is on.
+struct ShadowFacts {
+  struct Heads {  // a segment of a layer's plan
+    std::string heads;  // "0-7"
+    std::string pattern;
+    bool measured = false;
+  };
+  std::string baseline_digest;
+  std::string reason;  // why some heads are not measured
+  std::vector<std::vector<Heads>> layers;
+};
+
 struct MetricsOptions {
   bool gateway_aliases = true;
 };
@@ -51,6 +63,8 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
 
   // Once, before the engine starts.
   void DescribeModel(const ModelFacts& facts);
+  // Once, before the engine starts, where live fidelity is on.
+  void DescribeShadow(const ShadowFacts& facts);
   // The engine whose state is read at each scrape; nullptr before it is destroyed.
   void WatchEngine(const engine::Engine* engine) { engine_ = engine; }
 
@@ -168,6 +182,15 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   };
   void MakeGpuCells();
   void AddGpu(const engine::StepReport& report);
+  struct ShadowCells {
+    HistogramCell* mass = nullptr;
+    HistogramCell* error = nullptr;
+    Cell* layer_mass = nullptr;
+    Cell* layer_error = nullptr;
+    bool seen = false;
+  };
+  void AddShadow(const model::ShadowReport& report);
+  std::vector<std::vector<ShadowCells>> shadow_;  // [layer][segment]; engine's thread
 
   std::optional<GpuCells> gpu_;  // none without a GPU
   std::atomic<bool> watch_memory_{false};

@@ -131,6 +131,8 @@ class FilesTest(unittest.TestCase):
             self.skipTest("promtool is not installed")
         result = run("promtool", "check", "config", "docker/prometheus/prometheus.yml")
         self.assertEqual(result.returncode, 0, result.stdout)
+        result = run("promtool", "test", "rules", "tests/deploy/alerts_test.yml")
+        self.assertEqual(result.returncode, 0, result.stdout)
 
     def test_compose_publishes_on_loopback_only(self):
         services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text("utf-8"))["services"]

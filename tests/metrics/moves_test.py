@@ -45,7 +45,7 @@ SERIES = {
 # Right from the start and then constant; their presence and value are what matters.
 CONSTANT = {
     "longstride:build_info", "longstride:model_info", "longstride:cache_config_info",
-    "longstride:kv_cache_budget_bytes", "longstride:model_bytes", "longstride:ready",
+    "longstride:kv_cache_budget_bytes", "longstride:shadow_local_info", "longstride:model_bytes", "longstride:ready",
     "process_start_time_seconds", "vllm:cache_config_info",
 }
 
@@ -116,7 +116,7 @@ class MetricsMove(unittest.TestCase):
             "--scheduler-max-running", "4", "--limits-choices", "4", "--limits-queued-requests", "6",
             "--limits-output-queue", "4KiB", "--limits-slow-client-timeout", "1s",
             "--http-max-connections", "32", "--prefix-cache-snapshot-interval", "64",
-            "--max-context", "4096", "--drain-grace", "20s")
+            "--max-context", "4096", "--drain-grace", "20s", "--fidelity-sample-rate", "0.1")
 
     @classmethod
     def tearDownClass(cls):
