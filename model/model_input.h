@@ -60,8 +60,9 @@ struct PatternCounters {
 struct ShadowSample {
   int32_t layer = 0;
   int32_t segment = 0;
-  double captured_mass = 0;  // of the baseline's softmax, on keys that the plan reads too; heads' mean
-  double output_error = 0;   // relative L2 of the heads' outputs
+  // Share of the baseline's softmax mass on keys that the plan reads too, mean over the heads.
+  double captured_mass = 0;
+  double output_error = 0;  // relative L2 of the heads' outputs
 };
 
 struct ShadowReport {

@@ -148,8 +148,9 @@ void LiveShadow::SelectCommon(const AttentionCall& call, const SparsePattern& ba
   const bool per_head = baseline_keys_.list_heads != kernels::ListHeads::kShared;
   const int32_t lists = per_head ? heads : served.num_list_heads;
   int32_t tile = 0;
-  while (tile < served.num_tiles && (row < served.tiles[tile].row_begin ||
-                                     row >= served.tiles[tile].row_begin + served.tiles[tile].num_rows)) {
+  while (tile < served.num_tiles &&
+         (row < served.tiles[tile].row_begin ||
+          row >= served.tiles[tile].row_begin + served.tiles[tile].num_rows)) {
     ++tile;
   }
   SelectionBuilder& out = common_keys_;

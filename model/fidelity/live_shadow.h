@@ -1,7 +1,7 @@
 // What a served plan misses, measured while it serves: for a sampled generated token, in a few
 // layers, attention is computed once more with the baseline's pattern over the pages that are there
-// and compared with what the plan attended. Queries and cached keys are those of the served plan, so
-// that errors of earlier layers and tokens stay unseen: a lower bound of the divergence.
+// and compared with what the plan attended. Queries and cached keys are those of the served plan,
+// so that errors of earlier layers and tokens stay unseen: a lower bound of the divergence.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ class LiveShadow : public AttentionObserver {
  public:
   static constexpr int32_t kLayersPerStep = 2;  // bounds the cost of a sampled step
 
-  // `baseline`: the checkpoint's own plan; backend and `plan` must outlive this. INVALID_ARGUMENT: the
-  // backend keeps its cache in device memory.
+  // `baseline`: the checkpoint's own plan; backend and `plan` must outlive this. INVALID_ARGUMENT:
+  // the backend keeps its cache in device memory.
   static absl::StatusOr<std::unique_ptr<LiveShadow>> Create(kernels::Backend* backend,
                                                             const SparsityPlan* plan,
                                                             SparsityPlan baseline,

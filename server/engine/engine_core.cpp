@@ -448,7 +448,8 @@ bool EngineCore::Step() {
   const int64_t end = clock_->MonotonicNanos();
   report.emit_ns = (ready - planned) + (end - computed) - report.sample_ns;
   if (status.ok() && !plan_.runs.empty()) {
-    const int64_t shadow_ns = report.shadow ? report.shadow->nanos : 0;  // no part of the work itself
+    // Watching is no part of the work itself.
+    const int64_t shadow_ns = report.shadow ? report.shadow->nanos : 0;
     cost_model_.Observe(plan_.work, report.prefill_tokens > 0,
                         static_cast<double>(end - start - copy_ns - shadow_ns) * 1e-9);
   }

@@ -423,17 +423,17 @@ std::vector<Metric> CacheMetrics() {
        kGauge,
        {"state", "reason", "baseline_digest"},
        {},
-       "Always 1, where fidelity.sample_rate is not 0: whether the heads are measured (all, some, none) "
-       "and why some are not, as where the plan frees pages that the baseline would read."},
+       "Always 1, where fidelity.sample_rate is not 0: whether the heads are measured (all, some, "
+       "none) and why some are not, as where the plan frees pages that the baseline would read."},
       {kShadowSteps,
        "KV cache and sparsity",
        "longstride:shadow_local_steps_total",
        kCounter,
        {},
        {},
-       "Steps in which one generated token's attention was compared with the baseline's, in two layers. "
-       "All shadow_local metrics see single layers on the plan's own queries and cache: they bound the "
-       "plan's divergence from below."},
+       "Steps in which one generated token's attention was compared with the baseline's, in two "
+       "layers. All shadow_local metrics see single layers on the plan's own queries and cache: "
+       "they bound the plan's divergence from below."},
       {kShadowSeconds,
        "KV cache and sparsity",
        "longstride:shadow_local_seconds_total",
@@ -447,15 +447,16 @@ std::vector<Metric> CacheMetrics() {
        kHistogram,
        {"pattern"},
        {.1, .3, .5, .6, .7, .8, .85, .9, .95, .98, .99, .999, 1},
-       "Share of the baseline's attention that lies on keys which the plan reads too, mean over the heads "
-       "of one layer that share a pattern."},
+       "Share of the baseline's attention that lies on keys which the plan reads too, mean over "
+       "the heads of one layer that share a pattern."},
       {kShadowError,
        "KV cache and sparsity",
        "longstride:shadow_local_output_error",
        kHistogram,
        {"pattern"},
        {.0001, .001, .01, .02, .05, .1, .2, .3, .5, .7, 1, 2},
-       "Distance of the plan's attention output from the baseline's over the same heads, relative L2."},
+       "Distance of the plan's attention output from the baseline's over the same heads, relative "
+       "L2."},
       {kShadowLayerMass,
        "KV cache and sparsity",
        "longstride:shadow_local_layer_captured_mass",

@@ -40,7 +40,8 @@ struct ModelFacts {
 
 // What live fidelity compares, where it is on.
 struct ShadowFacts {
-  struct Heads {  // a segment of a layer's plan
+  // A segment of a layer's plan.
+  struct Heads {
     std::string heads;  // "0-7"
     std::string pattern;
     bool measured = false;

@@ -145,6 +145,42 @@ TEST_F(MetricsTest, StepsFillPagesKeysAndPhases) {
   EXPECT_THAT(text, HasSubstr("longstride:step_tokens_total{kind=\"prefill\"} 100\n"));
 }
 
+TEST_F(MetricsTest, LiveFidelityIsAbsentUntilItIsDescribed) {
+  EXPECT_THAT(metrics_.Scrape(), Not(HasSubstr("longstride:shadow_local_info{")));
+  EXPECT_THAT(metrics_.Scrape(), Not(HasSubstr("longstride:shadow_local_captured_mass_sum")));
+  metrics_.DescribeShadow({.baseline_digest = "abc",
+                           .reason = "why",
+                           .layers = {{{.heads = "0-7", .pattern = "window(512)"}},
+                                      {{.heads = "0-3", .pattern = "quest", .measured = true},
+                                       {.heads = "4-7", .pattern = "window(512)"}}}});
+  const std::string text = metrics_.Scrape();
+  EXPECT_THAT(text, HasSubstr("longstride:shadow_local_info{state=\"some\",reason=\"why\","
+                              "baseline_digest=\"abc\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("captured_mass_count{pattern=\"quest\"} 0\n"));
+  EXPECT_THAT(text, Not(HasSubstr("captured_mass_count{pattern=\"window(512)\"")));
+}
+
+TEST_F(MetricsTest, LiveFidelityFillsPatternsAndLayers) {
+  metrics_.DescribeShadow({.layers = {{{.heads = "0-7", .pattern = "quest", .measured = true}}}});
+  engine::StepReport report;
+  report.decode_tokens = 1;
+  report.shadow = model::ShadowReport{
+      .samples = {{.layer = 0, .segment = 0, .captured_mass = 0.75, .output_error = 0.5}},
+      .nanos = 2000000};
+  metrics_.StepDone(report);
+  report.shadow->samples[0].captured_mass = 0.25;
+  metrics_.StepDone(report);
+  const std::string text = metrics_.Scrape();
+  EXPECT_THAT(text, HasSubstr("longstride:shadow_local_steps_total 2\n"));
+  EXPECT_THAT(text, HasSubstr("longstride:shadow_local_seconds_total 0.004\n"));
+  EXPECT_THAT(text, HasSubstr("captured_mass_bucket{pattern=\"quest\",le=\"0.3\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("captured_mass_sum{pattern=\"quest\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("output_error_count{pattern=\"quest\"} 2\n"));
+  // The first sample in full, then a sixteenth of each.
+  EXPECT_THAT(text, HasSubstr("layer_captured_mass{layer=\"0\",heads=\"0-7\"} 0.71875\n"));
+  EXPECT_THAT(text, HasSubstr("layer_output_error{layer=\"0\",heads=\"0-7\"} 0.5\n"));
+}
+
 TEST_F(MetricsTest, EveryEndOfARequestHasItsReason) {
   const auto finish = [&](engine::FinishReason reason, engine::AbortCause abort) {
     metrics_.Finished({.reason = reason, .abort = abort, .usage = {}});

@@ -45,8 +45,8 @@ SERIES = {
 # Right from the start and then constant; their presence and value are what matters.
 CONSTANT = {
     "longstride:build_info", "longstride:model_info", "longstride:cache_config_info",
-    "longstride:kv_cache_budget_bytes", "longstride:shadow_local_info", "longstride:model_bytes", "longstride:ready",
-    "process_start_time_seconds", "vllm:cache_config_info",
+    "longstride:kv_cache_budget_bytes", "longstride:model_bytes", "longstride:ready",
+    "longstride:shadow_local_info", "process_start_time_seconds", "vllm:cache_config_info",
 }
 
 
