@@ -110,8 +110,14 @@ class MetricsMove(unittest.TestCase):
         cls.keys = tempfile.NamedTemporaryFile("w", suffix=".keys")
         cls.keys.write(f"tester:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
         cls.keys.flush()
+        # A plan that loses something, and frees no page that the checkpoint's own would read.
+        cls.plan = tempfile.NamedTemporaryFile("w", suffix=".json")
+        json.dump({"name": "moves", "layers": [
+            {"layers": "full", "pattern": "strided", "stride": 64, "local": 64}]}, cls.plan)
+        cls.plan.flush()
         # Tight limits, so that a little load meets all of them.
         cls.server = harness.Server(
+            "--sparsity-plan", cls.plan.name,
             "--api-keys", cls.keys.name, "--kv-memory", "24MiB", "--scheduler-reserve-tokens", "1",
             "--scheduler-max-running", "4", "--limits-choices", "4", "--limits-queued-requests", "6",
             "--limits-output-queue", "4KiB", "--limits-slow-client-timeout", "1s",
@@ -121,6 +127,7 @@ class MetricsMove(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.server.stop()
+        cls.plan.close()
         cls.keys.close()
 
     # One way of putting each part to work.
@@ -180,7 +187,7 @@ class MetricsMove(unittest.TestCase):
     def drive_slow_and_lost_clients(self):
         self.raw_stream().close()
         slow = self.raw_stream(logprobs=5)
-        self.server_wait("longstride:requests_finished_total", reason="slow_client")
+        self.server_wait("longstride:requests_finished_total", 90, reason="slow_client")
         slow.close()
 
     def drive_errors(self):
