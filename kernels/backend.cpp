@@ -153,7 +153,7 @@ absl::Status Backend::Linear(const LinearParams& p) {
       .Bind("K", p.weight->cols(), "weight")
       .Activation("x", p.x, {"M", "K"})
       .OptionalF32("bias", p.bias, {"N"})
-      .F32("out", p.out, {"M", "N"});
+      .Activation("out", p.out, {"M", "N"});
   RETURN_IF_ERROR(check.status());
   return DoLinear(p);
 }
@@ -302,9 +302,13 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
 
 absl::Status Backend::GatedActivation(const GatedActivationParams& p) {
   ShapeCheck check("GatedActivation", device());
-  check.F32("gate", p.gate, {"rows", "dim"})
-      .F32("up", p.up, {"rows", "dim"})
-      .Activation("out", p.out, {"rows", "dim"});
+  check.Activation("gate", p.gate, {"rows", "dim"})
+      .Activation("up", p.up, {"rows", "dim"})
+      .Activation("out", p.out, {"rows", "dim"})
+      .That(p.up.dtype == p.gate.dtype, "a gate and an up of one type",
+            static_cast<int64_t>(p.up.dtype))
+      .That(p.gate.dtype == DType::kF32 || p.out.dtype == p.gate.dtype,
+            "a result of the gate's type or float32 inputs", static_cast<int64_t>(p.out.dtype));
   RETURN_IF_ERROR(check.status());
   return DoGatedActivation(p);
 }

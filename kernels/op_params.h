@@ -2,7 +2,8 @@
 // a .cu file may include; shapes stand behind each field. Activations are float32 on the CPU.
 // Rows of an activation may be strided (TensorView::strides[0]); the innermost dimension never is.
 // What norms, attention and the gated activation write may on a device be bf16, as a weight's
-// LinearWeight::input_type asks; Linear takes it in place of float32.
+// LinearWeight::input_type asks; Linear takes it in place of float32. What Linear writes may be bf16
+// there too, if the gated activation alone reads it.
 #pragma once
 
 #include <cstdint>
@@ -230,7 +231,8 @@ enum class Activation : uint8_t {
                // g)
 };
 
-// out = activation(gate) * up, elementwise (kSwigluOai as above).
+// out = activation(gate) * up, elementwise (kSwigluOai as above); in place of the gate allowed where both
+// have one type. Float32 inside.
 struct GatedActivationParams {
   TensorView gate = {};  // [rows, dim]
   TensorView up = {};    // [rows, dim]

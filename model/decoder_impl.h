@@ -76,7 +76,6 @@ class DecoderImpl : public Decoder {
   // Activations of one step: [max_step_tokens, width] each.
   struct Workspace {
     kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
-    kernels::Buffer activated;  // 16-bit, where a product asks for that
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
     int64_t bytes = 0;
@@ -91,7 +90,6 @@ class DecoderImpl : public Decoder {
   absl::Status MakeResident(ResidentModel* resident) const;
   absl::Status AllocateWorkspace();
   // The part of it that follows from what the prepared weights take.
-  absl::Status AllocateActivated();
   void BeginStep(ModelOutput* output);
   absl::Status SelectKeys();
   // Room for the lists that one layer's queries make.

@@ -57,22 +57,19 @@ absl::Status DecoderImpl::AddBranch(const TensorView& branch, const TensorView& 
   return backend_->Add({.x = x_, .y = branch, .a = 1.0f, .b = spec_->residual_scale, .out = x_});
 }
 
-// activation(gate(h)) * up(h), in place of the gate where that has the type.
+// activation(gate(h)) * up(h), in place of the gate, in the type that the next product takes.
 absl::StatusOr<TensorView> DecoderImpl::Activated(const LayerSpec& layer, const PreparedLayer& w) {
   const int64_t ffn = w.down->cols();
-  const TensorView gate_up = Rows(work_.gate_up, 2 * ffn);
+  const TensorView gate_up = Rows(work_.gate_up, 2 * ffn, w.down->input_type());
   RETURN_IF_ERROR(Linear(h_, w.gate_up.get(), w.gate_up_bias, gate_up));
   Timed timed(&times_->other_ns);
   const TensorView gate = Columns(gate_up, 0, ffn);
-  const kernels::DType type = w.down->input_type();
-  const TensorView out =
-      type == kernels::DType::kF32 ? gate : Rows(work_.activated, ffn, type);
   RETURN_IF_ERROR(backend_->GatedActivation({.gate = gate,
                                              .up = Columns(gate_up, ffn, ffn),
                                              .activation = layer.mlp.activation,
                                              .limit = layer.mlp.activation_limit,
-                                             .out = out}));
-  return out;
+                                             .out = gate}));
+  return gate;
 }
 
 absl::Status DecoderImpl::AddMlp(const LayerSpec& layer, const PreparedLayer& w) {

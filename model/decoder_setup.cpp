@@ -67,13 +67,13 @@ absl::Status DecoderImpl::Init(const std::function<void(const TensorView&)>& rel
   ASSIGN_OR_RETURN(resident->weights, PrepareWeights(backend_, resident->spec, release));
   spec_ = &resident->spec;
   resident_ = std::move(resident);
-  return AllocateActivated();
+  return absl::OkStatus();
 }
 
 absl::Status DecoderImpl::InitSharing(std::shared_ptr<const ResidentModel> resident) {
   RETURN_IF_ERROR(InitStep());
   resident_ = std::move(resident);
-  return AllocateActivated();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Decoder>> DecoderImpl::WithPlan(const SparsityPlan* plan,
@@ -225,19 +225,6 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(reserve(&work_.last_query, rows, widths.heads));
   RETURN_IF_ERROR(reserve(&work_.hidden, rows, widths.dim));
   return reserve(&work_.logits, limits_.max_logits_rows, spec_->vocab_size);
-}
-
-// What float32 activations do not need: they stay where the gate was.
-absl::Status DecoderImpl::AllocateActivated() {
-  int64_t activated = 0;
-  for (const PreparedLayer& layer : resident_->weights.layers) {
-    if (layer.down == nullptr || layer.down->input_type() == kernels::DType::kF32) continue;
-    activated = std::max(activated, layer.down->cols() *
-                                        kernels::BlockBytes(layer.down->input_type()));
-  }
-  ASSIGN_OR_RETURN(work_.activated, backend_->Allocate(limits_.max_step_tokens * activated));
-  work_.bytes += work_.activated.bytes();
-  return absl::OkStatus();
 }
 
 absl::Status DecoderImpl::DryRun(int32_t sequences, int32_t context) {

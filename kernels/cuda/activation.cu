@@ -1,6 +1,6 @@
 // Computes GatedActivation, Add and Softcap (op_params.h), elementwise over [rows, dim].
-// Inputs: f32, strided rows (the result of GatedActivation also bf16); four elements a thread where rows are aligned to 16 bytes, else one.
-// Bound: memory, 12 (8 for Softcap) bytes an element. Arch: any.
+// Inputs: f32, strided rows (those of GatedActivation also bf16); four elements a thread where rows are
+// aligned to that, else one. Bound: memory, 12 (8 for Softcap, 6 in bf16) bytes an element. Arch: any.
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/ops.h"
 
@@ -45,58 +45,73 @@ struct Cap {
   }
 };
 
-template <typename Out>
+template <typename In, typename Out>
 struct Operands {
-  const float* x;
-  const float* y;
+  const In* x;
+  const In* y;
   Out* out;
   int64_t x_row, y_row, out_row, dim;
 };
 
-template <int kWidth, typename Out, typename Op>
-__global__ void __launch_bounds__(kRowThreads) BinaryKernel(const Operands<Out> o, const Op op) {
+__device__ __forceinline__ float Load(const float* from) { return *from; }
+__device__ __forceinline__ float Load(const __nv_bfloat16* from) { return __bfloat162float(*from); }
+__device__ __forceinline__ float4 Load4(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
+__device__ __forceinline__ float4 Load4(const __nv_bfloat16* from) {
+  const uint2 both = *reinterpret_cast<const uint2*>(from);
+  return make_float4(__uint_as_float(both.x << 16), __uint_as_float(both.x & 0xffff0000u),
+                     __uint_as_float(both.y << 16), __uint_as_float(both.y & 0xffff0000u));
+}
+
+template <int kWidth, typename In, typename Out, typename Op>
+__global__ void __launch_bounds__(kRowThreads) BinaryKernel(const Operands<In, Out> o, const Op op) {
   BeginOverlapped();
   const int64_t row = blockIdx.x;
   const int64_t c = (static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x) * kWidth;
   if (c >= o.dim) return;
-  const float* x = o.x + row * o.x_row + c;
-  const float* y = o.y + row * o.y_row + c;
+  const In* x = o.x + row * o.x_row + c;
+  const In* y = o.y + row * o.y_row + c;
   Out* out = o.out + row * o.out_row + c;
   if constexpr (kWidth == 4) {
-    const float4 a = *reinterpret_cast<const float4*>(x), b = *reinterpret_cast<const float4*>(y);
+    const float4 a = Load4(x), b = Load4(y);
     Store4(out, make_float4(op(a.x, b.x), op(a.y, b.y), op(a.z, b.z), op(a.w, b.w)));
   } else {
-    Store(out, op(*x, *y));
+    Store(out, op(Load(x), Load(y)));
   }
 }
 
-template <typename Out, typename Op>
+template <typename In, typename Out, typename Op>
 cudaError_t LaunchTo(const TensorView& x, const TensorView& y, const TensorView& out, Op op,
-                   cudaStream_t stream) {
-  const Operands<Out> o = {x.ptr<float>(), y.ptr<float>(), out.ptr<Out>(), x.strides[0],
-                           y.strides[0],   out.strides[0], out.shape[1]};
+                     cudaStream_t stream) {
+  const Operands<In, Out> o = {x.ptr<In>(),  y.ptr<In>(),    out.ptr<Out>(), x.strides[0],
+                               y.strides[0], out.strides[0], out.shape[1]};
   const int64_t rows = out.shape[0];
   const auto addresses = reinterpret_cast<uintptr_t>(o.x) | reinterpret_cast<uintptr_t>(o.y) |
                          reinterpret_cast<uintptr_t>(o.out);
   const bool wide = addresses % 16 == 0 && (o.x_row | o.y_row | o.out_row | o.dim) % 4 == 0;
   const RowGrid grid(rows, o.dim, wide ? 4 : 1);
   if (grid.empty) return cudaSuccess;
-  return LaunchOverlapped(wide ? BinaryKernel<4, Out, Op> : BinaryKernel<1, Out, Op>, grid.blocks,
-                          kRowThreads, 0, stream, o, op);
+  return LaunchOverlapped(wide ? BinaryKernel<4, In, Out, Op> : BinaryKernel<1, In, Out, Op>,
+                          grid.blocks, kRowThreads, 0, stream, o, op);
 }
 
 template <typename Op>
 cudaError_t Launch(const TensorView& x, const TensorView& y, const TensorView& out, Op op,
                    cudaStream_t stream) {
-  return LaunchTo<float>(x, y, out, op, stream);
+  return LaunchTo<float, float>(x, y, out, op, stream);
 }
 
 }  // namespace
 
 cudaError_t LaunchGatedActivation(const GatedActivationParams& p, cudaStream_t stream) {
   const Gate gate{p.activation, p.limit};
-  return p.out.dtype == DType::kBF16 ? LaunchTo<__nv_bfloat16>(p.gate, p.up, p.out, gate, stream)
-                                     : Launch(p.gate, p.up, p.out, gate, stream);
+  if (p.gate.dtype == DType::kBF16) {
+    return LaunchTo<__nv_bfloat16, __nv_bfloat16>(p.gate, p.up, p.out, gate, stream);
+  }
+  return p.out.dtype == DType::kBF16
+             ? LaunchTo<float, __nv_bfloat16>(p.gate, p.up, p.out, gate, stream)
+             : Launch(p.gate, p.up, p.out, gate, stream);
 }
 
 cudaError_t LaunchAdd(const AddParams& p, cudaStream_t stream) {
