@@ -1,6 +1,7 @@
 // Computes KvWrite (op_params.h): rows of K and V into their pages, converted to the cache's type.
 // Inputs: k, v f32 [rows, KV heads, head_dim], strided; page_ids and slots i32 [rows].
-// A warp for each row of each head; kQ8 takes the row's largest magnitude first, as QuantizeKvRow.
+// A warp for each row of each head, four channels a lane where rows are aligned to them; kQ8 takes the row's
+// largest magnitude first, as QuantizeKvRow.
 // Bound: memory. Arch: any.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -20,6 +21,32 @@ struct WriteShape {
   int64_t vectors;  // rows * heads
 };
 
+// Channels [c, c + 4) of a float type's row.
+__device__ __forceinline__ void Store4To(__half* to, float4 x) {
+  const __half2 low = __floats2half2_rn(x.x, x.y), high = __floats2half2_rn(x.z, x.w);
+  uint2 both;
+  memcpy(&both.x, &low, 4);
+  memcpy(&both.y, &high, 4);
+  *reinterpret_cast<uint2*>(to) = both;
+}
+__device__ __forceinline__ void Store4To(__nv_bfloat16* to, float4 x) { Store4(to, x); }
+__device__ __forceinline__ void Store4To(float* to, float4 x) { Store4(to, x); }
+__device__ __forceinline__ void StoreTo(__half* to, float x) { *to = __float2half_rn(x); }
+__device__ __forceinline__ void StoreTo(__nv_bfloat16* to, float x) { Store(to, x); }
+__device__ __forceinline__ void StoreTo(float* to, float x) { *to = x; }
+
+template <typename T>
+__device__ __forceinline__ void StoreRow(char* page, int32_t slot, const float* x, int dim, int lane) {
+  T* to = reinterpret_cast<T*>(page) + static_cast<int64_t>(slot) * dim;
+  if (dim % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
+    for (int c = lane * 4; c < dim; c += 128) {
+      Store4To(to + c, *reinterpret_cast<const float4*>(x + c));
+    }
+    return;
+  }
+  for (int c = lane; c < dim; c += 32) StoreTo(to + c, x[c]);
+}
+
 // Not a number if any element is not.
 __device__ float WarpMaxAbs(const float* x, int dim, int lane) {
   uint32_t most = 0;
@@ -30,21 +57,9 @@ __device__ float WarpMaxAbs(const float* x, int dim, int lane) {
 __device__ void Store(const WriteShape& p, char* page, int32_t slot, const float* x, int lane) {
   const int dim = p.cache.head_dim;
   switch (p.cache.dtype) {
-    case KvDType::kF32: {
-      float* to = reinterpret_cast<float*>(page) + static_cast<int64_t>(slot) * dim;
-      for (int c = lane; c < dim; c += 32) to[c] = x[c];
-      return;
-    }
-    case KvDType::kF16: {
-      __half* to = reinterpret_cast<__half*>(page) + static_cast<int64_t>(slot) * dim;
-      for (int c = lane; c < dim; c += 32) to[c] = __float2half_rn(x[c]);
-      return;
-    }
-    case KvDType::kBF16: {
-      __nv_bfloat16* to = reinterpret_cast<__nv_bfloat16*>(page) + static_cast<int64_t>(slot) * dim;
-      for (int c = lane; c < dim; c += 32) to[c] = __float2bfloat16_rn(x[c]);
-      return;
-    }
+    case KvDType::kF32: return StoreRow<float>(page, slot, x, dim, lane);
+    case KvDType::kF16: return StoreRow<__half>(page, slot, x, dim, lane);
+    case KvDType::kBF16: return StoreRow<__nv_bfloat16>(page, slot, x, dim, lane);
     case KvDType::kQ8: {
       const float scale = __fdiv_rn(WarpMaxAbs(x, dim, lane), 127.0f);
       const float inverse = scale > 0.0f ? __fdiv_rn(1.0f, scale) : 0.0f;
