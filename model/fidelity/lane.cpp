@@ -91,6 +91,10 @@ absl::Status Lane::Append(std::span<const int32_t> tokens, int32_t num_logits,
                     .rope_variant = rope_variant_,
                     .numerics = numerics};
   RETURN_IF_ERROR(decoder_->Forward(input_, &output_));
+  for (const PatternCounters& c : output_.counters) {
+    keys_visible_ += c.keys_visible;
+    keys_total_ += c.keys_total;
+  }
   logits_ = output_.logits;
   if (!on_host_ && num_logits > 0) {
     const float* logits = logits_.ptr<float>();

@@ -44,6 +44,11 @@ class Lane {
   // Bytes of the pages held now, and of the most held since Reset.
   int64_t kv_bytes() const;
   int64_t max_kv_bytes() const { return max_kv_bytes_; }
+  // Keys that the plan let queries read, of those that dense causal attention reads, over all Appends.
+  double keys_share() const {
+    return keys_total_ == 0 ? 1.0
+                            : static_cast<double>(keys_visible_) / static_cast<double>(keys_total_);
+  }
 
  private:
   Lane() = default;
@@ -64,6 +69,7 @@ class Lane {
   int32_t length_ = 0;
   int32_t last_begin_ = 0;  // length before the last Append
   int64_t max_kv_bytes_ = 0;
+  int64_t keys_visible_ = 0, keys_total_ = 0;
   uint8_t rope_variant_ = 0;
 };
 

@@ -38,6 +38,15 @@ std::string Ranges(const std::vector<int32_t>& ascending) {
   return out;
 }
 
+// The rung's plan and density from its text.
+absl::Status Resolve(const Model& model, int32_t window_tokens, Rung* rung) {
+  ASSIGN_OR_RETURN(const SparsityPolicy policy, SparsityPolicy::Parse(rung->plan_text));
+  ASSIGN_OR_RETURN(rung->plan, SparsityPlan::Resolve(policy, model.spec(), model.options().kv_dtype,
+                                                     model.max_context()));
+  rung->density = rung->plan.Density(window_tokens - 1);
+  return absl::OkStatus();
+}
+
 class Search {
  public:
   Search(Model* model, const Target& target, Lane* baseline, const SearchOptions& options)
@@ -53,14 +62,20 @@ class Search {
     }
     RETURN_IF_ERROR(JudgeUniform(search));
     RETURN_IF_ERROR(JudgeRelaxed(search));
+    RETURN_IF_ERROR(JudgeChoosing(search));
     std::stable_sort(
         result_.rungs.begin(), result_.rungs.end(),
-        [](const RungResult& a, const RungResult& b) { return a.rung.density < b.rung.density; });
+        [](const RungResult& a, const RungResult& b) { return a.keys_share < b.keys_share; });
     RETURN_IF_ERROR(Check(check));
     return std::move(result_);
   }
 
  private:
+  struct Verdict {
+    DivergenceSummary summary;
+    double keys_share = 1;
+  };
+
   absl::StatusOr<Rung> Make(std::vector<int32_t> layers, int32_t window) const {
     return MakeRung(*model_, std::move(layers), window, static_cast<int32_t>(full_.size()),
                     options_.window_tokens);
@@ -77,8 +92,8 @@ class Search {
     for (const Rung& rung : rungs) plans.push_back(&rung.plan);
     CapturedMass mass(&baseline_->plan(), plans);
     baseline_->decoder().SetObserver(&mass);
-    std::vector<DivergenceSummary> summaries;
-    const absl::Status judged = Judge("uniform plans", rungs, windows, &mass, &summaries);
+    std::vector<Verdict> verdicts;
+    const absl::Status judged = Judge("uniform plans", rungs, windows, &mass, &verdicts);
     baseline_->decoder().SetObserver(nullptr);
     RETURN_IF_ERROR(judged);
     for (size_t r = 0; r < rungs.size(); ++r) {
@@ -88,7 +103,35 @@ class Search {
       });
       by_loss_.push_back({rungs[r].window, std::move(order)});
     }
-    Keep(std::move(rungs), std::move(summaries));
+    Keep(std::move(rungs), std::move(verdicts));
+    return absl::OkStatus();
+  }
+
+  absl::Status JudgeChoosing(std::span<const TextWindow> windows) {
+    struct Choice {
+      std::string name, parameters, description;
+    };
+    std::vector<Choice> choices;
+    for (const int32_t part : {2, 4, 8}) {
+      choices.push_back(
+          {StrCat("block_topk_1_of_", part),
+           StrCat(R"("pattern": "block_topk", "fraction": )", 1.0 / part, R"(, "sink_pages": 1)"),
+           StrCat("block_topk 1/", part)});
+    }
+    for (const int32_t percent : {80, 90, 95}) {
+      choices.push_back({StrCat("xattention_", percent),
+                         StrCat(R"("pattern": "xattention", "threshold": 0.)", percent),
+                         StrCat("xattention 0.", percent)});
+    }
+    std::vector<Rung> rungs;
+    for (const Choice& c : choices) {
+      ASSIGN_OR_RETURN(Rung rung, MakeChoosingRung(*model_, full_, c.name, c.parameters,
+                                                   c.description, options_.window_tokens));
+      rungs.push_back(std::move(rung));
+    }
+    std::vector<Verdict> verdicts;
+    RETURN_IF_ERROR(Judge("choosing plans", rungs, windows, nullptr, &verdicts));
+    Keep(std::move(rungs), std::move(verdicts));
     return absl::OkStatus();
   }
 
@@ -118,21 +161,24 @@ class Search {
       const auto from = rungs.begin() + static_cast<std::ptrdiff_t>(begin);
       const auto count = static_cast<std::ptrdiff_t>(std::min(kLanesPerPass, rungs.size() - begin));
       std::vector<Rung> part(std::make_move_iterator(from), std::make_move_iterator(from + count));
-      std::vector<DivergenceSummary> summaries;
-      RETURN_IF_ERROR(Judge("relaxed plans", part, windows, nullptr, &summaries));
-      const bool any =
-          std::any_of(summaries.begin(), summaries.end(),
-                      [&](const DivergenceSummary& summary) { return target_.Holds(summary); });
-      Keep(std::move(part), std::move(summaries));
+      std::vector<Verdict> verdicts;
+      RETURN_IF_ERROR(Judge("relaxed plans", part, windows, nullptr, &verdicts));
+      const bool any = std::any_of(verdicts.begin(), verdicts.end(),
+                                   [&](const Verdict& v) { return target_.Holds(v.summary); });
+      Keep(std::move(part), std::move(verdicts));
       if (!any) break;
     }
     return absl::OkStatus();
   }
 
-  void Keep(std::vector<Rung> rungs, std::vector<DivergenceSummary> summaries) {
+  void Keep(std::vector<Rung> rungs, std::vector<Verdict> verdicts) {
     for (size_t r = 0; r < rungs.size(); ++r) {
-      RungResult result{.rung = std::move(rungs[r]), .searched = summaries[r]};
-      result.holds_searched = target_.Holds(result.searched);
+      RungResult result{.rung = std::move(rungs[r]),
+                        .keys_share = verdicts[r].keys_share,
+                        .searched = std::move(verdicts[r].summary)};
+      // What reads all that the baseline reads is no find.
+      result.holds_searched =
+          target_.Holds(result.searched) && result.keys_share < baseline_->keys_share();
       result_.rungs.push_back(std::move(result));
     }
   }
@@ -141,11 +187,11 @@ class Search {
     for (size_t r = 0; r < result_.rungs.size(); ++r) {
       RungResult& result = result_.rungs[r];
       if (!result.holds_searched) continue;
-      std::vector<DivergenceSummary> summaries;
+      std::vector<Verdict> verdicts;
       const Rung* rung = &result.rung;
-      RETURN_IF_ERROR(Judge("check on unseen text", {rung, 1}, windows, nullptr, &summaries));
-      result.checked = summaries[0];
-      result.holds_checked = target_.Holds(summaries[0]);
+      RETURN_IF_ERROR(Judge("check on unseen text", {rung, 1}, windows, nullptr, &verdicts));
+      result.checked = verdicts[0].summary;
+      result.holds_checked = target_.Holds(verdicts[0].summary);
       if (!result.holds_checked) continue;
       result_.chosen = static_cast<int>(r);
       return absl::OkStatus();
@@ -156,7 +202,7 @@ class Search {
   // A few rungs at a time beside the baseline; mass is measured in the first pass only.
   absl::Status Judge(const std::string& stage, std::span<const Rung> rungs,
                      std::span<const TextWindow> windows, CapturedMass* mass,
-                     std::vector<DivergenceSummary>* summaries) {
+                     std::vector<Verdict>* verdicts) {
     const size_t passes = (rungs.size() + kLanesPerPass - 1) / kLanesPerPass;
     const int64_t pass_tokens = static_cast<int64_t>(windows.size()) * options_.window_tokens;
     for (size_t pass = 0; pass < passes; ++pass) {
@@ -180,7 +226,8 @@ class Search {
       RETURN_IF_ERROR(CompareLanes(baseline_, comparisons, windows, model_->spec().vocab_size,
                                    pass == 0 ? mass : nullptr, comparison));
       for (const Comparison& c : comparisons) {
-        summaries->push_back(SummarizeDivergence(c.windows, options_.bootstrap));
+        verdicts->push_back(
+            {SummarizeDivergence(c.windows, options_.bootstrap), c.lane->keys_share()});
       }
     }
     return absl::OkStatus();
@@ -253,12 +300,22 @@ absl::StatusOr<Rung> MakeRung(const Model& model, std::vector<int32_t> layers, i
   rung.description = StrCat("window ", window, " + ", kSinkTokens, " sinks on ", windowed,
                             windowed == 1 ? " layer" : " layers");
   if (windowed < full_layers) StrAppend(&rung.description, ", ", full_layers - windowed, " full");
-  ASSIGN_OR_RETURN(const SparsityPolicy policy, SparsityPolicy::Parse(rung.plan_text));
-  ASSIGN_OR_RETURN(rung.plan, SparsityPlan::Resolve(policy, model.spec(), model.options().kv_dtype,
-                                                    model.max_context()));
   rung.window = window;
   rung.windowed_layers = std::move(layers);
-  rung.density = rung.plan.Density(window_tokens - 1);
+  RETURN_IF_ERROR(Resolve(model, window_tokens, &rung));
+  return rung;
+}
+
+absl::StatusOr<Rung> MakeChoosingRung(const Model& model, const std::vector<int32_t>& layers,
+                                      const std::string& name, const std::string& parameters,
+                                      const std::string& description, int32_t window_tokens) {
+  Rung rung;
+  rung.plan_text = StrCat(R"({"name": ")", name, "_on_", layers.size(),
+                          R"(", "default": {"pattern": "native"}, "layers": [{"layers": ")",
+                          Ranges(layers), R"(", )", parameters, "}]}");
+  rung.description =
+      StrCat(description, " on ", layers.size(), layers.size() == 1 ? " layer" : " layers");
+  RETURN_IF_ERROR(Resolve(model, window_tokens, &rung));
   return rung;
 }
 

@@ -274,14 +274,14 @@ std::string TaskSection(const FidelityReport& r) {
 std::string SearchSection(const FidelityReport::Search& search) {
   std::string table =
       "<div class='scroll'><table>\n" +
-      Cells({"plan", "density", "KL, searched", "same token", "KL, unseen text", "outcome"}, "th");
+      Cells({"plan", "keys read", "KL, searched", "same token", "KL, unseen text", "outcome"}, "th");
   for (const auto& rung : search.result.rungs) {
     const char* outcome = rung.holds_checked    ? "<b>chosen</b>"
                           : rung.checked        ? "failed on unseen text"
                           : rung.holds_searched ? "holds, dearer"
                                                 : "misses";
     table +=
-        Cells({Escape(rung.rung.description), absl::StrFormat("%.2f%%", rung.rung.density * 100),
+        Cells({Escape(rung.rung.description), absl::StrFormat("%.2f%%", rung.keys_share * 100),
                WithInterval(rung.searched.kl, 3),
                absl::StrFormat("%.2f%%", rung.searched.same_top.value * 100),
                rung.checked ? WithInterval(rung.checked->kl, 3) : "", outcome});

@@ -132,6 +132,7 @@ ordered_json SearchJson(const FidelityReport::Search& search) {
                      {"description", rung.rung.description},
                      {"digest", rung.rung.plan.digest},
                      {"density", rung.rung.density},
+                     {"keys_share", rung.keys_share},
                      {"searched", ToJson(rung.searched)},
                      {"holds_searched", rung.holds_searched},
                      {"checked", rung.checked ? ToJson(*rung.checked) : ordered_json(nullptr)},

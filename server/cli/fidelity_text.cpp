@@ -114,7 +114,7 @@ std::string FidelityText(const FidelityReport& r) {
   if (r.search) {
     StrAppend(&out, "\n  Search for ", r.search->target, "\n");
     for (const auto& rung : r.search->result.rungs) {
-      out += absl::StrFormat("  %6.2f%%  KL %-9.3g top %6.2f%%  %-7s %s\n", rung.rung.density * 100,
+      out += absl::StrFormat("  %6.2f%%  KL %-9.3g top %6.2f%%  %-7s %s\n", rung.keys_share * 100,
                              rung.searched.kl.value, rung.searched.same_top.value * 100,
                              rung.holds_checked    ? "chosen"
                              : rung.checked        ? "unseen!"

@@ -174,10 +174,10 @@ class FidelityTest(unittest.TestCase):
         rungs = search["rungs"]
         self.assertEqual(search["search_windows"] + search["check_windows"], 4)
         self.assertEqual(report["identity"]["windows"], search["check_windows"])
-        self.assertEqual([r["density"] for r in rungs], sorted(r["density"] for r in rungs))
+        self.assertEqual([r["keys_share"] for r in rungs], sorted(r["keys_share"] for r in rungs))
         chosen = rungs[search["chosen"]]
         self.assertTrue(chosen["holds_checked"])
-        self.assertEqual(chosen["density"], rungs[0]["density"])  # anything holds
+        self.assertEqual(chosen["keys_share"], rungs[0]["keys_share"])  # anything holds
         self.assertEqual(chosen["digest"], report["plan"]["digest"])
         self.assertEqual(chosen["checked"]["kl"], report["divergence"]["kl"])
         written = json.loads(plan.read_text())
