@@ -404,7 +404,34 @@ std::vector<OptionSection> MakeSections() {
            {.name = "log.prompts",
             .kind = kSwitch,
             .field = LS_FIELD(log.prompts),
-            .help = "Write prompts to the log, as the model sees them. They may hold private data."},
+            .help =
+                "Write prompts to the log, as the model sees them. They may hold private data."},
+           {.name = "audit.file",
+            .kind = kPath,
+            .field = LS_FIELD(audit.file),
+            .help = "A file to which one record is appended for every request that ends: what was "
+                    "asked for, of which model and plan, and what came of it, each record with the "
+                    "hash of the one before (docs/operations.md). One server a file.",
+            .zero_means = "no audit log"},
+           {.name = "audit.text",
+            .kind = kSwitch,
+            .field = LS_FIELD(audit.text),
+            .help = "Record prompts, stop strings and answers as text, too, not their hashes "
+                    "alone. They may hold private data."},
+           {.name = "audit.on_failure",
+            .kind = kChoice,
+            .field = LS_FIELD(audit.on_failure),
+            .help = "While the audit log cannot be written, as when the disk is full: refuse new "
+                    "requests, or continue without a record on disk. Records wait in memory either "
+                    "way and are written as soon as the file takes them.",
+            .choices = {"refuse", "continue"}},
+           {.name = "audit.queue",
+            .kind = kBytes,
+            .field = LS_FIELD(audit.queue),
+            .help = "Memory for records that wait for the audit log. Those beyond it are lost and "
+                    "counted, in the log itself, too.",
+            .min = 4 * kKiB,
+            .max = kTiB},
            {.name = "metrics.gateway_aliases",
             .kind = kSwitch,
             .field = LS_FIELD(metrics.gateway_aliases),

@@ -31,6 +31,10 @@ absl::Status ValidateConfig(const ServerConfig& config) {
     return absl::InvalidArgumentError(
         "sparsity.plan and sparsity.profile are both set; keep one of them.");
   }
+  if (config.audit.text && config.audit.file.empty()) {
+    return absl::InvalidArgumentError(
+        "audit.text is set, but there is no audit log; set audit.file, too.");
+  }
   if (config.tls.cert.empty() != config.tls.key.empty()) {
     return absl::InvalidArgumentError(
         "tls.cert and tls.key go together, but only one of them is set; set both or neither.");

@@ -110,6 +110,13 @@ struct ServerConfig {
   } log;
 
   struct {
+    std::string file;
+    bool text = false;
+    std::string on_failure = "refuse";
+    int64_t queue = 64 << 20;
+  } audit;
+
+  struct {
     bool gateway_aliases = true;
   } metrics;
 

@@ -76,7 +76,13 @@ absl::StatusOr<int> Serve(const Invocation& invocation) {
   RETURN_IF_ERROR(ToModelOptions(config).status());  // before anybody is listened to
   InitLogging(ToLogLevel(config), ToLogFormat(config));
   metrics::Metrics metrics({.gateway_aliases = config.metrics.gateway_aliases}, Clock::Real());
-  frontend::InferenceService service(ToServiceOptions(config), Clock::Real(), &metrics);
+  std::unique_ptr<frontend::AuditLog> audit;
+  if (!config.audit.file.empty()) {
+    ASSIGN_OR_RETURN(audit,
+                     frontend::AuditLog::Open(ToAuditOptions(config), Clock::Real(), &metrics));
+  }
+  frontend::InferenceService service(ToServiceOptions(config), Clock::Real(), &metrics,
+                                     audit.get());
   ASSIGN_OR_RETURN(const std::unique_ptr<FrontEnds> front_ends,
                    FrontEnds::Start(config, &service, &metrics));
   Log(LogLevel::kInfo, "listening",
@@ -130,8 +136,8 @@ std::vector<std::pair<std::string, std::string>> Environment() {
 
 int main(int argc, char** argv) {
   using namespace longstride::cli;  // NOLINT(google-build-using-namespace)
-  const std::vector<Command> commands = {ServeCommand(),    InspectCommand(),  FidelityCommand(),
-                                         GenerateCommand(), TokenizeCommand(), BenchCommand(),
-                                         ConfigCommand(),   HashKeyCommand(),  ReferenceCommand()};
+  const std::vector<Command> commands = {
+      ServeCommand(), InspectCommand(), FidelityCommand(), GenerateCommand(), TokenizeCommand(),
+      BenchCommand(), ConfigCommand(),  AuditCommand(),    HashKeyCommand(),  ReferenceCommand()};
   return Run(commands, {argv + 1, argv + argc}, Environment());
 }

@@ -11,6 +11,7 @@ Command GenerateCommand();
 Command TokenizeCommand();
 Command BenchCommand();
 Command ConfigCommand();
+Command AuditCommand();
 Command ReferenceCommand();
 Command HashKeyCommand();
 

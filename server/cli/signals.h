@@ -6,8 +6,9 @@
 
 namespace longstride::cli {
 
-// Blocks the signals for the calling thread and all that it starts later, and ignores SIGPIPE. Call
-// before any thread exists.
+// Blocks the signals for the calling thread and all that it starts later, and ignores SIGPIPE and
+// SIGXFSZ: a client that is gone and a file that may not grow are errors of a write. Call before
+// any thread exists.
 void BlockStopSignals();
 
 // Waits for a stop signal; false on timeout. One thread at a time.

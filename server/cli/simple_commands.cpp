@@ -1,7 +1,8 @@
-// Commands that need neither a model nor a server: config, reference, hash-key.
+// Commands that need neither a model nor a server: config, audit, reference, hash-key.
 #include <termios.h>
 #include <unistd.h>
 
+#include <fstream>
 #include <iostream>
 #include <string>
 
@@ -10,6 +11,7 @@
 #include "config/profiles.h"
 #include "server/cli/commands.h"
 #include "server/frontend/api_keys.h"
+#include "server/frontend/audit_chain.h"
 #include "server/metrics/metric_table.h"
 
 namespace longstride::cli {
@@ -42,6 +44,35 @@ absl::StatusOr<int> PrintReference(const Invocation& invocation) {
     return absl::InvalidArgumentError(StrCat("Got the page ", Quoted(page), "; allowed is one of ",
                                              JoinNames(pages), ".", DidYouMean(page, pages)));
   }
+  return kExitOk;
+}
+
+absl::StatusOr<int> Audit(const Invocation& invocation) {
+  if (invocation.plain.size() != 2 || invocation.plain[0] != "verify") {
+    return absl::InvalidArgumentError(
+        "Which file is to be verified? Usage: longstride audit verify FILE [--head HASH]");
+  }
+  const std::string head = invocation.Text("--head", "");
+  if (invocation.Has("--head") &&
+      (head.size() != 64 || head.find_first_not_of("0123456789abcdef") != std::string::npos)) {
+    return absl::InvalidArgumentError(
+        StrCat("--head: got ", Quoted(head), "; allowed is a record's hash, 64 hex digits."));
+  }
+  const std::string& file = invocation.plain[1];
+  std::ifstream in(file, std::ios::binary);
+  if (!in) {
+    return absl::InvalidArgumentError(StrCat("The audit log ", Quoted(file),
+                                             " cannot be read; check that it exists and is "
+                                             "readable."));
+  }
+  const auto summary = frontend::VerifyAuditLog(in, head);
+  if (!summary.ok()) return Annotate(summary.status(), file);
+  std::cout << file << ": " << summary->tail.seq << " records, all as they were written\n";
+  if (summary->torn > 0) {
+    std::cout << summary->torn << " of them cut off by a crash and kept\n";
+  }
+  if (!head.empty()) std::cout << summary->after_head << " records after the given hash\n";
+  std::cout << "head " << summary->tail.hash << "\n";
   return kExitOk;
 }
 
@@ -93,6 +124,16 @@ Command ConfigCommand() {
           .flags = {{"--profiles", "", "Print the built-in sparsity profiles instead."}},
           .first_is_model = true,
           .run = &PrintConfig};
+}
+
+Command AuditCommand() {
+  return {.name = "audit",
+          .arguments = "verify FILE",
+          .summary = "checks that no record of an audit log was changed, removed or put in",
+          .flags = {{"--head", "HASH", "A hash noted earlier: one record must have it."}},
+          .takes_options = false,
+          .max_plain = 2,
+          .run = &Audit};
 }
 
 Command ReferenceCommand() {

@@ -111,6 +111,13 @@ frontend::ServiceOptions ToServiceOptions(const ServerConfig& config) {
   return options;
 }
 
+frontend::AuditOptions ToAuditOptions(const ServerConfig& config) {
+  return {.file = config.audit.file,
+          .text = config.audit.text,
+          .refuse_on_failure = config.audit.on_failure == "refuse",
+          .queue_bytes = config.audit.queue};
+}
+
 LogLevel ToLogLevel(const ServerConfig& config) {
   if (config.log.level == "debug") return LogLevel::kDebug;
   if (config.log.level == "warning") return LogLevel::kWarning;

@@ -30,6 +30,7 @@ kernels::KvDType ToKvDType(const ServerConfig& config);
 engine::EngineOptions ToEngineOptions(const ServerConfig& config, int32_t max_context);
 
 frontend::ServiceOptions ToServiceOptions(const ServerConfig& config);
+frontend::AuditOptions ToAuditOptions(const ServerConfig& config);
 
 LogLevel ToLogLevel(const ServerConfig& config);
 LogFormat ToLogFormat(const ServerConfig& config);

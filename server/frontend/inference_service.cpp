@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "config/base/logging.h"
+#include "server/frontend/audited_generation.h"
 #include "server/frontend/chat_rendering.h"
 #include "server/frontend/embed_generation.h"
 #include "server/frontend/error_mapping.h"
@@ -30,10 +31,11 @@ void LogPrompt(const engine::GenerationRequest& request, const ServedModel& mode
 }  // namespace
 
 InferenceService::InferenceService(const ServiceOptions& options, const Clock* clock,
-                                   FrontendObserver* observer)
+                                   FrontendObserver* observer, AuditLog* audit)
     : options_(options),
       clock_(clock),
       observer_(observer),
+      audit_(audit),
       random_(std::random_device{}()),
       workers_(options.worker_threads) {
   std::random_device device;
@@ -44,6 +46,7 @@ InferenceService::InferenceService(const ServiceOptions& options, const Clock* c
 InferenceService::~InferenceService() { Stop(); }
 
 void InferenceService::SetModel(ServedModel model, engine::Engine* engine) {
+  if (audit_ != nullptr) audit_->Append("start", AuditStart(model));
   std::lock_guard<std::mutex> lock(mutex_);
   served_.model = std::make_shared<const ServedModel>(std::move(model));
   served_.engine = engine;
@@ -75,7 +78,7 @@ ServiceState InferenceService::state() const {
 absl::Status InferenceService::Ready() const {
   switch (state()) {
     case ServiceState::kReady:
-      return absl::OkStatus();
+      return audit_ == nullptr ? absl::OkStatus() : audit_->Accepting();
     case ServiceState::kLoading:
       return WithRetryAfter(absl::UnavailableError("the model is loading; retry shortly"), 2);
     case ServiceState::kDraining:
@@ -164,8 +167,11 @@ absl::Status InferenceService::Prepare(const GenerationFields& fields,
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> InferenceService::SubmitAll(
-    const Served& served, GenerationInfo info, std::vector<engine::GenerationRequest> requests,
-    const OutputParserFactory& make_parser, std::function<void()> notify) {
+    std::string_view api, const CallContext& context, const Served& served, GenerationInfo info,
+    std::vector<engine::GenerationRequest> requests, const OutputParserFactory& make_parser,
+    std::function<void()> notify) {
+  std::string record;
+  if (audit_ != nullptr) record = AuditRequest(api, info, context, requests, audit_->text());
   std::vector<std::unique_ptr<engine::RequestHandle>> handles;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     requests[i].id = requests.size() == 1 ? info.id : StrCat(info.id, "-", i);
@@ -175,7 +181,9 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::SubmitAll(
     if (!handle.ok()) return handle.status();
     handles.push_back(*std::move(handle));
   }
-  return MakeGeneration(std::move(info), std::move(handles), make_parser);
+  auto generation = MakeGeneration(std::move(info), std::move(handles), make_parser);
+  if (audit_ == nullptr) return generation;
+  return AuditGeneration(std::move(generation), std::move(record), audit_, std::move(notify));
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Complete(
@@ -209,7 +217,8 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Complete(
     info.prompts.push_back(one.prompt);
     requests.push_back(std::move(one));
   }
-  return SubmitAll(served, std::move(info), std::move(requests), nullptr, std::move(notify));
+  return SubmitAll("completion", context, served, std::move(info), std::move(requests), nullptr,
+                   std::move(notify));
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Chat(ChatRequest request,
@@ -240,8 +249,8 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Chat(ChatRequest r
   info.prompts.push_back(one.prompt);
   std::vector<engine::GenerationRequest> requests;
   requests.push_back(std::move(one));
-  return SubmitAll(served, std::move(info), std::move(requests), rendered.make_parser,
-                   std::move(notify));
+  return SubmitAll("chat", context, served, std::move(info), std::move(requests),
+                   rendered.make_parser, std::move(notify));
 }
 
 absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Embed(EmbedRequest request,
@@ -285,8 +294,15 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Embed(EmbedRequest
     info.prompt_lengths.push_back(static_cast<int32_t>(one.prompt.size()));
     requests.push_back(std::move(one));
   }
-  return StartEmbedding(std::move(info), std::move(requests), options_.max_embeddings_in_flight,
-                        served.engine, std::move(notify));
+  std::string record;
+  if (audit_ != nullptr) {
+    record = AuditRequest("embedding", info, context, requests, audit_->text());
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Generation> generation,
+                   StartEmbedding(std::move(info), std::move(requests),
+                                  options_.max_embeddings_in_flight, served.engine, notify));
+  if (audit_ == nullptr) return generation;
+  return AuditGeneration(std::move(generation), std::move(record), audit_, std::move(notify));
 }
 
 namespace {

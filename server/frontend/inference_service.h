@@ -15,6 +15,7 @@
 #include "config/base/status.h"
 #include "server/engine/engine.h"
 #include "server/frontend/api_types.h"
+#include "server/frontend/audit_log.h"
 #include "server/frontend/generation.h"
 #include "server/frontend/observer.h"
 #include "server/frontend/served_model.h"
@@ -37,8 +38,10 @@ enum class ServiceState { kLoading, kReady, kDraining, kFailed };
 // while): make them on workers().
 class InferenceService {
  public:
-  // `clock` and `observer` must outlive the service.
-  InferenceService(const ServiceOptions& options, const Clock* clock, FrontendObserver* observer);
+  // All must outlive the service and its generations. `audit` (or null) records every request that
+  // the engine took.
+  InferenceService(const ServiceOptions& options, const Clock* clock, FrontendObserver* observer,
+                   AuditLog* audit = nullptr);
   ~InferenceService();
 
   // Before this every request is refused as UNAVAILABLE. What `model` borrows and `engine` must
@@ -52,7 +55,7 @@ class InferenceService {
   void Stop();
 
   ServiceState state() const;
-  // UNAVAILABLE while loading or draining, with a reason.
+  // UNAVAILABLE while loading or draining, or while requests cannot be recorded, with a reason.
   absl::Status Ready() const;
   // The served model whatever the state; null while loading.
   std::shared_ptr<const ServedModel> model() const;
@@ -98,13 +101,15 @@ class InferenceService {
   absl::Status Prepare(const GenerationFields& fields, const ValidationContext& validation,
                        const CallContext& context, engine::GenerationRequest* out);
   absl::StatusOr<std::unique_ptr<Generation>> SubmitAll(
-      const Served& served, GenerationInfo info, std::vector<engine::GenerationRequest> requests,
-      const OutputParserFactory& make_parser, std::function<void()> notify);
+      std::string_view api, const CallContext& context, const Served& served, GenerationInfo info,
+      std::vector<engine::GenerationRequest> requests, const OutputParserFactory& make_parser,
+      std::function<void()> notify);
   uint64_t Random();
 
   const ServiceOptions options_;
   const Clock* const clock_;
   FrontendObserver* const observer_;
+  AuditLog* const audit_;  // or null
   mutable std::mutex mutex_;
   Served served_;
   ServiceState state_ = ServiceState::kLoading;

@@ -37,6 +37,11 @@ class FrontendObserver {
   virtual void TokensWritten(Transport transport, int64_t tokens, int64_t nanos) {}
   virtual void Tokenized(int64_t tokens, double seconds) {}  // render and tokenise of one request
   virtual void AuthenticationFailed(Transport transport) {}
+  // The audit log (audit_log.h).
+  virtual void AuditCommitted(int64_t records, double seconds) {}  // written and synced together
+  virtual void AuditFailed() {}                                    // one attempt to do so
+  virtual void AuditPending(int64_t records) {}
+  virtual void AuditLost(int64_t records) {}
 };
 
 }  // namespace longstride::frontend

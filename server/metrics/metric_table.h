@@ -91,6 +91,11 @@ enum class MetricId {
   kTokenizeTime,
   kWrittenTokens,
   kWriteTime,
+  kAuditRecords,
+  kAuditCommit,
+  kAuditFailures,
+  kAuditPending,
+  kAuditLost,
   // The process.
   kReady,
   kDraining,

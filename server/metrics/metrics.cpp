@@ -395,6 +395,21 @@ void Metrics::Tokenized(int64_t tokens, double seconds) {
   At(MetricId::kTokenizeTime).Distribution().Observe(seconds);
 }
 
+void Metrics::AuditCommitted(int64_t records, double seconds) {
+  At(MetricId::kAuditRecords).Value().Add(static_cast<double>(records));
+  At(MetricId::kAuditCommit).Distribution().Observe(seconds);
+}
+
+void Metrics::AuditFailed() { At(MetricId::kAuditFailures).Value().Add(1); }
+
+void Metrics::AuditPending(int64_t records) {
+  At(MetricId::kAuditPending).Value().Set(static_cast<double>(records));
+}
+
+void Metrics::AuditLost(int64_t records) {
+  At(MetricId::kAuditLost).Value().Add(static_cast<double>(records));
+}
+
 void Metrics::RefreshProcess() {
   const ProcessStats stats = ReadProcessStats();
   At(MetricId::kProcessResident).Value().Set(static_cast<double>(stats.resident_bytes));

@@ -99,6 +99,10 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   void TokensWritten(frontend::Transport transport, int64_t tokens, int64_t nanos) override;
   void Tokenized(int64_t tokens, double seconds) override;
   void AuthenticationFailed(frontend::Transport transport) override;
+  void AuditCommitted(int64_t records, double seconds) override;
+  void AuditFailed() override;
+  void AuditPending(int64_t records) override;
+  void AuditLost(int64_t records) override;
 
  private:
   static constexpr size_t kFreeCauses = 5;

@@ -17,8 +17,8 @@ MODELS = pathlib.Path(os.environ.get("LONGSTRIDE_TEST_MODELS", ROOT / "models"))
 GEMMA = MODELS / "gemma-3-270m-q4_k_m.gguf"
 SMOLLM = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
 USAGE, MODEL, ADDRESS, MEMORY = 2, 3, 4, 5
-COMMANDS = ("serve", "inspect", "fidelity", "generate", "tokenize", "bench", "config", "hash-key",
-            "reference")
+COMMANDS = ("serve", "inspect", "fidelity", "generate", "tokenize", "bench", "config", "audit",
+            "hash-key", "reference")
 
 
 def run(*args, stdin="", env=None, timeout=240):
@@ -213,6 +213,20 @@ class ModelFaultsTest(Case):
         self.assertEqual(result.returncode, USAGE, result.stderr)
         result = self.serve(GEMMA, "--tls-cert", "/nonexistent", "--tls-key", "/nonexistent")
         self.assertEqual(result.returncode, USAGE, result.stderr)
+
+    @needs(GEMMA)
+    def test_audit_options_are_checked(self):
+        result = self.serve(GEMMA, "--audit-text")
+        self.assertEqual(result.returncode, USAGE, result.stderr)
+        self.assertIn("audit.file", result.stderr)
+        for path in ("/dev/null", "/nonexistent/audit.jsonl"):
+            result = self.serve(GEMMA, "--audit-file", path)
+            self.assertEqual(result.returncode, USAGE, result.stderr)
+            self.assertIn(path, result.stderr)
+
+    def test_audit_verify_wants_a_file(self):
+        self.assert_fails(run("audit"), USAGE, "verify FILE")
+        self.assert_fails(run("audit", "verify", "/nonexistent"), USAGE, "/nonexistent")
 
 
 class InspectTest(Case):

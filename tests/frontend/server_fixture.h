@@ -50,9 +50,9 @@ class ServerTest : public ::testing::Test {
   ~ServerTest() override { StopAll(); }
 
   // Tests change http_options_, service_options_, served_ before.
-  void StartServer(bool with_model = true) {
-    service_ =
-        std::make_unique<frontend::InferenceService>(service_options_, Clock::Real(), &observer_);
+  void StartServer(bool with_model = true, frontend::AuditLog* audit = nullptr) {
+    service_ = std::make_unique<frontend::InferenceService>(service_options_, Clock::Real(),
+                                                            &observer_, audit);
     if (with_model) service_->SetModel(MakeByteModel(tokenizer_.get()), &engine_);
     http_options_.port = 0;
     auto started = frontend::StartHttpServer(

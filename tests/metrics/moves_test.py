@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import signal
 import socket
 import sys
@@ -115,6 +116,7 @@ class MetricsMove(unittest.TestCase):
         json.dump({"name": "moves", "layers": [
             {"layers": "full", "pattern": "strided", "stride": 64, "local": 64}]}, cls.plan)
         cls.plan.flush()
+        cls.audit = tempfile.NamedTemporaryFile(suffix=".jsonl")
         # Tight limits, so that a little load meets all of them.
         cls.server = harness.Server(
             "--sparsity-plan", cls.plan.name,
@@ -122,11 +124,13 @@ class MetricsMove(unittest.TestCase):
             "--scheduler-max-running", "4", "--limits-choices", "4", "--limits-queued-requests", "6",
             "--limits-output-queue", "4KiB", "--limits-slow-client-timeout", "1s",
             "--http-max-connections", "32", "--prefix-cache-snapshot-interval", "64",
-            "--max-context", "4096", "--drain-grace", "20s", "--fidelity-sample-rate", "0.1")
+            "--max-context", "4096", "--drain-grace", "20s", "--fidelity-sample-rate", "0.1",
+            "--audit-file", cls.audit.name, "--audit-on-failure", "continue", "--audit-queue", "4KiB")
 
     @classmethod
     def tearDownClass(cls):
         cls.server.stop()
+        cls.audit.close()
         cls.plan.close()
         cls.keys.close()
 
@@ -201,6 +205,18 @@ class MetricsMove(unittest.TestCase):
         status, _, text = self.server.fetch("/v1/embeddings", {"input": "a text"}, AUTHORIZED)
         self.assertEqual(status, 200, text)
 
+    def drive_audit(self):
+        """A file that may not grow, until more records wait than there is room for."""
+        pid = self.server.process.pid
+        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (os.path.getsize(self.audit.name), hard))
+        try:
+            for _ in range(12):
+                self.completed("x", max_tokens=1)
+            self.server_wait("longstride:audit_lost_records_total")
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
     def drive_connections(self):
         clients = []
         for _ in range(48):
@@ -247,7 +263,7 @@ class MetricsMove(unittest.TestCase):
             for drive in (self.drive_prefixes, self.drive_preemption_and_eviction,
                           self.drive_full_queue, self.drive_deadlines,
                           self.drive_slow_and_lost_clients, self.drive_errors,
-                          self.drive_embeddings, self.drive_connections, self.drive_grpc):
+                          self.drive_embeddings, self.drive_audit, self.drive_connections, self.drive_grpc):
                 with self.subTest(drive.__name__):
                     drive()
             time.sleep(0.5)
