@@ -4,6 +4,7 @@
 #include "config/base/logging.h"
 #include "config/profiles.h"
 #include "server/cli/commands.h"
+#include "server/cli/inspect_card.h"
 #include "server/cli/inspect_report.h"
 #include "server/cli/plan_picture.h"
 #include "server/cli/runtime.h"
@@ -60,6 +61,12 @@ absl::StatusOr<std::string> DescribeDevice(const ServerConfig& config) {
 }
 
 absl::StatusOr<int> Inspect(const Invocation& invocation) {
+  if (invocation.Has("--card") && invocation.Has("--json")) {
+    return absl::InvalidArgumentError("--card and --json print different things; keep one.");
+  }
+  if (invocation.Has("--fidelity-report") && !invocation.Has("--card")) {
+    return absl::InvalidArgumentError("--fidelity-report is for the card; add --card.");
+  }
   InspectQuestion question;
   ASSIGN_OR_RETURN(question.context, invocation.Int("--context", 0, 1, int64_t{1} << 24));
   ASSIGN_OR_RETURN(question.concurrency, invocation.Int("--concurrency", 1, 1, 1000000));
@@ -71,6 +78,12 @@ absl::StatusOr<int> Inspect(const Invocation& invocation) {
   if (invocation.Has("--calibrate")) {
     InitLogging(LogLevel::kWarning, ToLogFormat(config));
     RETURN_IF_ERROR(Measure(config, &report));
+  }
+  if (invocation.Has("--card")) {
+    ASSIGN_OR_RETURN(const std::string card,
+                     InspectCard(report, invocation.Text("--fidelity-report", "")));
+    std::cout << card;
+    return kExitOk;
   }
   std::cout << (invocation.Has("--json") ? InspectJson(report) : InspectText(report));
   return kExitOk;
@@ -90,7 +103,12 @@ Command InspectCommand() {
                 {"--calibrate", "",
                  "Load the weights, measure for some seconds, and predict the time to the first "
                  "token and the decode rate at that length."},
-                {"--json", "", "Print one JSON object."}},
+                {"--json", "", "Print one JSON object."},
+                {"--card", "",
+                 "Print a model-and-plan card in Markdown: what is served, what it approximates, "
+                 "and how to verify it."},
+                {"--fidelity-report", "FILE",
+                 "The report (JSON of `longstride fidelity`) whose figures the card is to show."}},
       .first_is_model = true,
       .run = &Inspect};
 }

@@ -21,19 +21,6 @@ std::string Parameters(int64_t count) {
   return absl::StrFormat("%.0f M", static_cast<double>(count) * 1e-6);
 }
 
-// "0-4, 6-10": layers that are alike share a line.
-std::string Ranges(const std::vector<size_t>& indices) {
-  std::string out;
-  for (size_t i = 0; i < indices.size();) {
-    size_t end = i;
-    while (end + 1 < indices.size() && indices[end + 1] == indices[end] + 1) ++end;
-    StrAppend(&out, out.empty() ? "" : ", ", indices[i]);
-    if (end > i) StrAppend(&out, "-", indices[end]);
-    i = end + 1;
-  }
-  return out;
-}
-
 std::string LayerLine(const InspectReport::Layer& layer) {
   std::string out =
       absl::StrFormat("%d heads, %d KV heads of %d%s, MLP %d", layer.num_heads, layer.num_kv_heads,
@@ -66,7 +53,8 @@ void AppendLayers(const InspectReport& report, std::string* out) {
     if (kind == kinds.end()) kind = kinds.insert(kinds.end(), {line, {}});
     kind->second.push_back(i);
   }
-  for (const auto& [line, layers] : kinds) StrAppend(out, "  ", Ranges(layers), ": ", line, "\n");
+  for (const auto& [line, layers] : kinds)
+    StrAppend(out, "  ", IndexRangesText(layers), ": ", line, "\n");
 }
 
 using Densities = std::vector<double>;
@@ -178,6 +166,7 @@ ordered_json LayersJson(const InspectReport& report) {
       segments.push_back({{"first_head", segment.first_head},
                           {"num_heads", segment.num_heads},
                           {"pattern", segment.pattern},
+                          {"native", segment.native},
                           {"group", segment.group}});
     }
     layers.push_back({{"num_heads", layer.num_heads},
@@ -207,6 +196,18 @@ ordered_json GroupsJson(const InspectReport& report) {
 }
 
 }  // namespace
+
+std::string IndexRangesText(const std::vector<size_t>& indices) {
+  std::string out;
+  for (size_t i = 0; i < indices.size();) {
+    size_t end = i;
+    while (end + 1 < indices.size() && indices[end + 1] == indices[end] + 1) ++end;
+    StrAppend(&out, out.empty() ? "" : ", ", indices[i]);
+    if (end > i) StrAppend(&out, "-", indices[end]);
+    i = end + 1;
+  }
+  return out;
+}
 
 std::string InspectText(const InspectReport& report) {
   std::string out = StrCat(report.name, ": ", report.family, ", ", report.weights_type, ", ",

@@ -24,8 +24,19 @@ std::string DescribeRetention(const model::Retention& retention) {
   return out.empty() ? "all" : out;
 }
 
-InspectReport::Layer DescribeLayer(const model::LayerSpec& spec, const model::LayerPlan& layer,
-                                   const model::SparsityPlan& plan) {
+// The pattern of a query head.
+std::string PatternOf(const model::SparsityPlan& plan, size_t layer, int32_t head) {
+  for (const model::HeadSegment& segment : plan.layers[layer].segments) {
+    if (head < segment.query.first + segment.query.count) {
+      return plan.patterns[segment.pattern]->Describe();
+    }
+  }
+  return "";
+}
+
+InspectReport::Layer DescribeLayer(const model::LayerSpec& spec, size_t index,
+                                   const model::SparsityPlan& plan,
+                                   const model::SparsityPlan& native) {
   InspectReport::Layer out;
   out.num_heads = spec.attention.num_heads;
   out.num_kv_heads = spec.attention.num_kv_heads;
@@ -33,10 +44,11 @@ InspectReport::Layer DescribeLayer(const model::LayerSpec& spec, const model::La
   out.ffn_dim = spec.mlp.ffn_dim;
   out.num_experts = spec.mlp.num_experts;
   out.rope = spec.attention.rope >= 0;
-  for (const model::HeadSegment& segment : layer.segments) {
+  for (const model::HeadSegment& segment : plan.layers[index].segments) {
     out.segments.push_back({.first_head = segment.query.first,
                             .num_heads = segment.query.count,
                             .pattern = plan.patterns[segment.pattern]->Describe(),
+                            .native = PatternOf(native, index, segment.query.first),
                             .group = plan.groups[segment.group].name});
   }
   return out;
@@ -142,8 +154,11 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   report.vocab_size = spec->vocab_size;
   report.dim = spec->dim;
   report.max_context = plan.max_context;
+  ASSIGN_OR_RETURN(
+      const model::SparsityPlan native,
+      model::SparsityPlan::Resolve(SparsityPolicy{}, *spec, options.kv_dtype, options.max_context));
   for (size_t i = 0; i < spec->layers.size(); ++i) {
-    report.layers.push_back(DescribeLayer(spec->layers[i], plan.layers[i], plan));
+    report.layers.push_back(DescribeLayer(spec->layers[i], i, plan, native));
   }
   for (const auto& pattern : plan.patterns) report.patterns.push_back(pattern->Describe());
   report.densities = Densities(plan, plan.max_context);

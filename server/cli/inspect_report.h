@@ -23,6 +23,7 @@ struct InspectReport {
     int32_t first_head = 0;
     int32_t num_heads = 0;
     std::string pattern;
+    std::string native;  // the checkpoint's own there
     std::string group;
   };
   struct Layer {
@@ -93,6 +94,8 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
                                            const InspectQuestion& question,
                                            model::SparsityPlan* resolved);
 
+// "0-4, 6-10", of ascending indices.
+std::string IndexRangesText(const std::vector<size_t>& indices);
 std::string InspectText(const InspectReport& report);
 std::string InspectJson(const InspectReport& report);
 

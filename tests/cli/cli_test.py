@@ -257,6 +257,48 @@ class InspectTest(Case):
         self.assertRegex(report["device"], r"^(cuda \(|cpu \(.+\); no CUDA: .)")
         self.assertRegex(report["model_digest"], r"^[0-9a-f]{32}$")
 
+    @needs(SMOLLM)
+    def test_card_of_a_plan_with_its_report(self):
+        folder = ROOT / "docs/fidelity"
+        plan, report = folder / "smollm2-135m-plan.json", folder / "smollm2-135m.json"
+        result = run("inspect", SMOLLM, "--plan", plan, "--fidelity-report", report, "--card")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        card = result.stdout
+        inspected = json.loads(run("inspect", SMOLLM, "--plan", plan, "--json").stdout)
+        figures = json.loads(report.read_text("utf-8"))
+        self.assertIn(inspected["model_digest"], card)
+        self.assertIn(inspected["plan_digest"], card)
+        self.assertIn("| 0-29 | 0-8 | window(1024)+sinks(4) | dense | **no** |", card)
+        self.assertIn("in 30 of 30 layers", card)
+        self.assertIn(f"{figures['divergence']['kl']['value']:.4f} (", card)
+        self.assertIn(figures["identity"]["data"][0]["sha256"], card)
+        self.assertIn("worst task", card)
+        for heading in ("Model", "Sparsity plan", "What is approximated", "Fidelity", "Limits",
+                        "How to verify"):
+            self.assertIn(f"\n## {heading}\n", card)
+
+    @needs(SMOLLM)
+    def test_card_without_a_report_says_so(self):
+        card = run("inspect", SMOLLM, "--card").stdout
+        self.assertIn("Attention: nothing.", card)
+        self.assertNotIn("**no**", card)
+        self.assertIn("not measured here", card)
+        card = run("inspect", SMOLLM, "--plan", "quest", "--card").stdout
+        self.assertIn("in 28 of 30 layers", card)
+        self.assertIn("| 0-1 | 0-8 | dense | dense | yes |", card)
+
+    @needs(SMOLLM)
+    def test_card_refuses_a_report_of_something_else(self):
+        folder = ROOT / "docs/fidelity"
+        plan, other = folder / "smollm2-135m-plan.json", folder / "gemma-3-270m.json"
+        self.assertTrue(other.exists())
+        card = ("inspect", SMOLLM, "--card", "--fidelity-report")
+        self.assert_fails(run(*card, other, "--plan", plan), USAGE, "sha256:", "chosen by")
+        self.assert_fails(run(*card, folder / "smollm2-135m.json"), USAGE, "but this card is about")
+        self.assert_fails(run(*card, plan), USAGE, "no report")
+        self.assert_fails(run(*card, "/nonexistent"), USAGE, "cannot be read")
+        self.assert_fails(run("inspect", SMOLLM, "--fidelity-report", plan), USAGE, "--card")
+
     @needs(GEMMA)
     def test_text_says_the_same(self):
         result = run("inspect", GEMMA, "--kv-memory", "1MiB")

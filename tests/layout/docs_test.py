@@ -52,7 +52,8 @@ class DocsTest(unittest.TestCase):
 
     def test_named_flags_exist(self):
         flags = {"--" + re.sub(r"[._]", "-", name) for name in options()}
-        own = {"--context", "--concurrency", "--config", "--plan", "--svg", "--calibrate"}
+        own = {"--context", "--concurrency", "--config", "--plan", "--svg", "--calibrate",
+               "--card", "--fidelity-report"}
         for page in PAGES:
             text = page.read_text("utf-8")
             for flag in re.findall(r"longstride (?:serve|inspect)[^\n`|]*?(--[a-z-]+)", text):
