@@ -35,6 +35,7 @@ pack() {
   # CI builds fewer head sizes; here all are.
   cmake --preset cuda -DLONGSTRIDE_BENCH=ON -DLONGSTRIDE_TEST_ROOT=. \
     "-DLONGSTRIDE_CUDA_HEAD_SIZES=64;80;96;128;192;256" \
+    "-DLONGSTRIDE_CUDA_FP8_HEAD_SIZES=64;128;256" \
     -DCMAKE_BUILD_RPATH='$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags
   cmake --build --preset cuda --target longstride attention_gpu_check attention linear "${tests[@]}"
   local name unpacked
@@ -121,7 +122,7 @@ part_sanitize() {
 
 part_attention() {
   local log=$logs/attention.txt
-  limited 120 "$log" "$bin/attention_gpu_check" || say "attention_gpu_check: status $?"
+  limited 200 "$log" "$bin/attention_gpu_check" || say "attention_gpu_check: status $?"
   say "attention_gpu_check: $(grep -c '^ok' "$log" || true) ok, $(grep -c '^FAIL' "$log" || true) failed"
   limited 240 "$log" python3 bench/cuda/attention_bench.py "$bin/libattention.so" \
     ${ATTENTION_ARGS:-} || say "attention_bench: status $?"

@@ -41,8 +41,19 @@ absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache) {
       .That(cache.num_pages <= 1 || cache.page_stride >= head_bytes,
             "a page stride of at least one head's bytes", cache.page_stride)
       .That(cache.num_pages == 0 || (cache.k != nullptr && cache.v != nullptr),
-            "cache memory for every page", cache.num_pages);
+            "cache memory for every page", cache.num_pages)
+      .That(cache.dtype == KvDType::kFp8 ? cache.k_scale > 0 && cache.v_scale > 0
+                                         : cache.k_scale == 1 && cache.v_scale == 1,
+            "scales above 0, and 1 but for an fp8 cache", 0);
   return check.status();
+}
+
+// The same with the keys' scale in that of the scores: kernels see codes.
+template <typename Params>
+Params Folded(Params p) {
+  p.scale *= p.cache.k_scale;
+  p.cache.k_scale = 1.0f;
+  return p;
 }
 
 absl::Status CheckTile(ShapeCheck& check, const QueryTile& tile, int32_t index, int64_t rows,
@@ -216,7 +227,7 @@ absl::Status Backend::Attention(const AttentionParams& p) {
                "lengths inside the page table", p.kv_lens[s]);
   }
   RETURN_IF_ERROR(CheckSelection(check, p));
-  return DoAttention(p);
+  return DoAttention(Folded(p));
 }
 
 absl::Status Backend::CopyBytes(std::span<const ByteCopy> copies) {
@@ -297,7 +308,7 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
     }
   }
   RETURN_IF_ERROR(check.status());
-  return DoSelectPages(p);
+  return DoSelectPages(Folded(p));
 }
 
 absl::Status Backend::GatedActivation(const GatedActivationParams& p) {

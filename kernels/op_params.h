@@ -79,8 +79,8 @@ struct PositionScaleParams {
   float floor_scale = 8192.0f;
 };
 
-// Stores rows of k and v at (page, slot) of the cache, converting to its dtype. Rows of kNoPage are
-// padding: nothing is stored.
+// Stores rows of k and v at (page, slot) of the cache, converting to its dtype (kFp8: after
+// division by the cache's k_scale and v_scale). Rows of kNoPage are padding: nothing is stored.
 struct KvWriteParams {
   TensorView k = {};  // [rows, KV heads, head_dim]
   TensorView v = {};  // [rows, KV heads, head_dim]

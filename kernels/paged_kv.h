@@ -16,7 +16,9 @@ inline constexpr int32_t kNoPage = -1;
 
 // kQ8: per (token, head) row of head_dim int8 codes, followed after all kPageTokens rows of the
 // head by kPageTokens float32 scales; value = code * scale.
-enum class KvDType : uint8_t { kF32, kF16, kBF16, kQ8 };
+// kFp8: e4m3 codes (quant.h), one byte a value, times the layer's scale (PagedKv); larger
+// magnitudes than 448 times the scale are stored as that.
+enum class KvDType : uint8_t { kF32, kF16, kBF16, kQ8, kFp8 };
 
 constexpr const char* KvDTypeName(KvDType t) {
   switch (t) {
@@ -24,6 +26,8 @@ constexpr const char* KvDTypeName(KvDType t) {
     case KvDType::kF16: return "f16";
     case KvDType::kBF16: return "bf16";
     case KvDType::kQ8: return "q8";
+    case KvDType::kFp8:
+      return "fp8";
   }
   return "?";
 }
@@ -35,13 +39,15 @@ constexpr int64_t KvHeadPageBytes(KvDType t, int32_t head_dim) {
     case KvDType::kF16:
     case KvDType::kBF16: return int64_t{2} * kPageTokens * head_dim;
     case KvDType::kQ8: return int64_t{kPageTokens} * head_dim + int64_t{4} * kPageTokens;
+    case KvDType::kFp8:
+      return int64_t{kPageTokens} * head_dim;
   }
   return 0;
 }
 
 // The summary of one page and KV head, by which selectors rank pages: kSummaryRows rows of head_dim
-// values, each channel's minimum, maximum and mean over the page's keys as they are stored. Rows are
-// of the cache's type, float32 where that is kQ8: minimum and maximum are exact.
+// values, each channel's minimum, maximum and mean over the page's keys as they are stored. Rows
+// are of the cache's type, float32 where that is of 8 bits: minimum and maximum are exact.
 inline constexpr int32_t kSummaryRows = 3;
 constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim) {
   const int64_t element = t == KvDType::kF16 || t == KvDType::kBF16 ? 2 : 4;
@@ -61,6 +67,9 @@ struct PagedKv {
   int32_t head_dim = 0;
   KvDType dtype = KvDType::kF32;
   void* summaries = nullptr;  // or none
+  // Of kFp8: a key is its codes times k_scale, a value times v_scale, both above 0. Summaries are
+  // of codes: they rank pages, which a factor does not change.
+  float k_scale = 1.0f, v_scale = 1.0f;
 };
 
 // Which physical pages the step's sequences hold in one group; shared by the group's layers.

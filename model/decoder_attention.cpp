@@ -107,6 +107,15 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
                                   .floor_scale = a.position_floor_scale});
 }
 
+kernels::PagedKv DecoderImpl::CacheOf(size_t l, int32_t group) const {
+  kernels::PagedKv cache = cache_->View(group, static_cast<int32_t>(l));
+  if (cache.dtype == kernels::KvDType::kFp8) {
+    cache.k_scale = spec_->layers[l].attention.k_scale;
+    cache.v_scale = spec_->layers[l].attention.v_scale;
+  }
+  return cache;
+}
+
 absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& qkv) {
   const AttentionSpec& a = spec_->layers[l].attention;
   Timed timed(&times_->other_ns);
@@ -115,7 +124,7 @@ absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& qkv) {
   for (const int32_t g : layer_groups_[l]) {
     const CacheGroup& group = cache_->groups()[static_cast<size_t>(g)];
     const int64_t first = int64_t{group.first_kv_head} * a.head_dim;
-    const kernels::PagedKv cache = cache_->View(g, static_cast<int32_t>(l));
+    const kernels::PagedKv cache = CacheOf(l, g);
     RETURN_IF_ERROR(
         backend_->KvWrite({.k = Heads(qkv, k_begin + first, group.num_kv_heads, a.head_dim),
                            .v = Heads(qkv, v_begin + first, group.num_kv_heads, a.head_dim),
@@ -150,8 +159,8 @@ absl::Status DecoderImpl::RankPages(size_t l, const TensorView& query) {
     kernels::SelectPagesParams params = ranked.ToSelect();
     params.q = Heads(query, int64_t{segment.query.first} * a.head_dim, segment.query.count,
                      a.head_dim);
-    params.cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
-                           segment.kv.first - group.first_kv_head, segment.kv.count);
+    params.cache = HeadsOf(CacheOf(l, segment.group), segment.kv.first - group.first_kv_head,
+                           segment.kv.count);
     params.page_table = page_tables_[static_cast<size_t>(segment.group)];
     params.scale = a.scale;
     if (layout_.padded) params.max_candidates = params.page_table.stride;
@@ -200,8 +209,8 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
     const kernels::AttentionCounters before = counters;
     const kernels::AttentionParams params = {
         .q = Heads(query, first, segment.query.count, a.head_dim),
-        .cache = HeadsOf(cache_->View(segment.group, static_cast<int32_t>(l)),
-                         segment.kv.first - group.first_kv_head, segment.kv.count),
+        .cache = HeadsOf(CacheOf(l, segment.group), segment.kv.first - group.first_kv_head,
+                         segment.kv.count),
         .page_table = page_tables_[g],
         .kv_lens = layout_.kv_lens.data(),
         .generated = layout_.generated.data(),

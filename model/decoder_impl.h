@@ -115,6 +115,8 @@ class DecoderImpl : public Decoder {
   absl::Status NormHeads(const LayerSpec& layer, const TensorView& qkv);
   absl::Status RmsNormQk(const AttentionSpec& a, const TensorView& x, const TensorView& weight);
   absl::Status Rotate(const LayerSpec& layer, const TensorView& qkv);
+  // A layer's pages in one of its groups.
+  kernels::PagedKv CacheOf(size_t l, int32_t group) const;
   absl::Status WriteKv(size_t l, const TensorView& qkv);
   // Makes the lists of the layer's query-dependent patterns.
   absl::Status RankPages(size_t l, const TensorView& query);

@@ -61,6 +61,8 @@ struct AttentionSpec {
   bool position_scale = false;  // Llama 4's query temperature on NoPE layers
   float position_attn_scale = 0.1f;
   float position_floor_scale = 8192.0f;
+  // What an fp8 cache divides keys and values by before it stores them: the checkpoint's, or 1.
+  float k_scale = 1.0f, v_scale = 1.0f;
   NativeSparsity native;
 };
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Attention kernels beside PyTorch's on the same tensors, in one run: ceilings first, then a table.
 
-Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,packed,decode] [--peers cudnn,flex]
+Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,packed,decode,fp8] [--peers cudnn,flex]
 Rates: prefill counts 4 * 128 * 128 * head size operations for every 128 x 128 tile that a list names
 (tiles on the diagonal whole); decode counts the bytes of the listed keys and values.
 """
@@ -22,7 +22,7 @@ class Call(ctypes.Structure):
                 "q k v out lse table kv_lens tiles list_begin list_count entries edges".split()] + [
         (n, ctypes.c_int64) for n in
         "rows query_heads kv_heads head_dim num_pages table_stride num_sequences num_tiles "
-        "list_heads num_list_heads entry_tokens query_tile num_entries half".split()] + [
+        "list_heads num_list_heads entry_tokens query_tile num_entries type".split()] + [
         ("scale", ctypes.c_double)]
 
 
@@ -128,7 +128,9 @@ class Problem:
         c.table_stride, c.num_sequences = table.shape[1], table.shape[0]
         c.num_tiles, c.list_heads, c.num_list_heads = tiles.shape[0], list_heads, num_list_heads
         c.entry_tokens, c.query_tile, c.num_entries = PAGE, query_tile, entries.numel()
-        c.half, c.scale = 0, 1.0 / math.sqrt(head_dim)
+        c.type, c.scale = {torch.bfloat16: 0, torch.float16: 1}[q.dtype], 1.0 / math.sqrt(head_dim)
+        if pages_k.dtype == torch.float8_e4m3fn:
+            c.type = 2
 
 
 def paged(x):
@@ -374,6 +376,74 @@ def bench_decode(lib, peers, ceiling, dim=128, heads=32, kv_heads=8):
                peer_ms, note)
 
 
+def with_fp8(pages):
+    """Pages of e4m3, and the same values in bf16."""
+    codes = pages.to(torch.float8_e4m3fn)
+    return codes, codes.to(torch.bfloat16)
+
+
+def replaced(problem, q, pages_k, pages_v):
+    """The same call on other queries and pages."""
+    _, _, _, table, kv_lens, tiles, begin, count, entries, edges = problem.keep
+    c = problem.call
+    return Problem(q, pages_k, pages_v, table, kv_lens, tiles, (begin, count, entries), edges,
+                   c.query_tile, c.list_heads, c.head_dim, c.num_list_heads)
+
+
+def bench_fp8(lib, flop_ceiling, byte_ceiling, lengths, dim=128, heads=32, kv_heads=8):
+    """e4m3 caches beside bf16 caches of the same values."""
+    for tokens in lengths:
+        q, k, v = qkv(tokens, heads, kv_heads, dim)
+        tiles = tokens // 128
+        for name, mask, list_heads in (("dense causal", None, 0),
+                                       ("random 10% per head", random_mask(heads, tiles, 0.1), 2)):
+            active = tiles * (tiles + 1) // 2 * heads if mask is None else mask.sum().item()
+            flops = tile_flops(active, dim)
+            first = prefill_problem(q, k, v, mask, list_heads)
+            k8, k16 = with_fp8(first.keep[1])
+            v8, v16 = with_fp8(first.keep[2])
+            for portable in (0, 1) if tokens <= 32768 else (0,):
+                problems = [replaced(first, first.keep[0], k16, v16),
+                            replaced(first, first.keep[0].half(), k8, v8)]
+                times = []
+                for problem in problems:
+                    plan, run = lib.prefill(problem, portable=portable)
+                    plan()
+                    times.append(timed(run, 5, 2))
+                path = "portable" if portable else "fast"
+                label = f"{path} {name} {tokens // 1024}K d{dim}"
+                report(f"bf16 cache {label}", times[0], flops / times[0] / 1e9, "TFLOP/s",
+                       flop_ceiling)
+                report(f"fp8 cache {label}", times[1], flops / times[1] / 1e9, "TFLOP/s",
+                       flop_ceiling, "bf16", times[0],
+                       f"diff {difference(problems[1].out, problems[0].out):.1e}")
+        del q, k, v, first, k8, k16, v8, v16, problems
+    tokens = 131072
+    pool = 16 * (tokens // PAGE)
+    make = lambda: with_fp8(torch.randn(pool, kv_heads, PAGE, dim, device=DEVICE,
+                                        dtype=torch.bfloat16))
+    (k8, k16), (v8, v16) = make(), make()
+    for batch, keys in ((1, tokens), (8, tokens), (1, 8192), (8, 8192), (64, 8192)):
+        for portable in (0, 1) if keys == tokens else (0,):
+            of_type = [[], []]
+            outs = [[], []]
+            for s in range(2 if keys == tokens else 4):
+                table = torch.stack([torch.randperm(pool, device=DEVICE)[:tokens // PAGE]
+                                     for _ in range(batch)]).to(torch.int32).contiguous()
+                first = decode_problem(batch, tokens, keys, heads, kv_heads, dim, k16, v16, table, s)
+                for t, problem in enumerate((first, replaced(first, first.keep[0].half(), k8, v8))):
+                    plan, run = lib.decode(problem, keys // PAGE, portable)
+                    plan()
+                    of_type[t].append(run)
+                    outs[t].append(problem.out)
+            gb = batch * keys * kv_heads * dim * 2 * 2 / 1e9
+            times = [graphed(runs * (8 if gb < 0.6 else 1)) for runs in of_type]
+            label = f"{'portable' if portable else 'fast'} decode B={batch} {keys // 1024}K of 128K"
+            report(f"bf16 cache {label}", times[0], gb / times[0], "TB/s", byte_ceiling)
+            report(f"fp8 cache {label}", times[1], gb / 2 / times[1], "TB/s", byte_ceiling, "bf16",
+                   times[0], f"diff {difference(outs[1][0], outs[0][0]):.1e}")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
@@ -388,6 +458,8 @@ def main():
     torch.cuda.empty_cache()
     for dim in map(int, args.dims.split(",")):
         bench_prefill(lib, peers, groups, flops, [int(n) for n in args.lengths.split(",")], dim)
+        if "fp8" in groups:
+            bench_fp8(lib, flops, bytes_rate, [int(n) for n in args.lengths.split(",")], dim)
     if "decode" in groups:
         torch.cuda.empty_cache()
         bench_decode(lib, peers, bytes_rate)

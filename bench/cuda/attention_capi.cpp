@@ -11,6 +11,7 @@ using longstride::kernels::Device;
 using longstride::kernels::DType;
 using longstride::kernels::EdgeRule;
 using longstride::kernels::KvDType;
+using longstride::kernels::KvHeadPageBytes;
 using longstride::kernels::ListHeads;
 using longstride::kernels::QueryTile;
 using longstride::kernels::TensorView;
@@ -21,25 +22,26 @@ using longstride::kernels::cuda::PrefillLayout;
 struct Call {
   void *q, *k, *v, *out, *lse, *table, *kv_lens, *tiles, *list_begin, *list_count, *entries, *edges;
   int64_t rows, query_heads, kv_heads, head_dim, num_pages, table_stride, num_sequences, num_tiles,
-      list_heads, num_list_heads, entry_tokens, query_tile, num_entries, half;
+      list_heads, num_list_heads, entry_tokens, query_tile, num_entries,
+      type;  // 0: bf16, 1: f16, 2: f16 and an e4m3 cache
   double scale;
 };
 
 AttentionParams Params(const Call& c) {
   AttentionParams p;
   const int64_t dims[3] = {c.rows, c.query_heads, c.head_dim};
-  const DType dtype = c.half != 0 ? DType::kF16 : DType::kBF16;
+  const DType dtype = c.type != 0 ? DType::kF16 : DType::kBF16;
   p.q = TensorView::Contiguous(c.q, dtype, dims, 3, Device::kCuda);
   p.out = TensorView::Contiguous(c.out, dtype, dims, 3, Device::kCuda);
   p.lse = static_cast<float*>(c.lse);
   p.cache.k = c.k;
   p.cache.v = c.v;
-  p.cache.head_stride = 64 * c.head_dim * 2;
+  p.cache.dtype = c.type == 2 ? KvDType::kFp8 : c.type == 1 ? KvDType::kF16 : KvDType::kBF16;
+  p.cache.head_stride = KvHeadPageBytes(p.cache.dtype, static_cast<int32_t>(c.head_dim));
   p.cache.page_stride = p.cache.head_stride * c.kv_heads;
   p.cache.num_pages = static_cast<int32_t>(c.num_pages);
   p.cache.num_heads = static_cast<int32_t>(c.kv_heads);
   p.cache.head_dim = static_cast<int32_t>(c.head_dim);
-  p.cache.dtype = c.half != 0 ? KvDType::kF16 : KvDType::kBF16;
   p.page_table = {static_cast<const int32_t*>(c.table), c.table_stride,
                   static_cast<int32_t>(c.num_sequences)};
   p.kv_lens = static_cast<const int32_t*>(c.kv_lens);

@@ -207,6 +207,7 @@ bool AttentionRun::LocateRows(const Unit& unit, const void* base, uint64_t wante
     }
     const int64_t slot = position % kPageTokens;
     rows->rows[k] = start + slot * row_bytes;
+    if (cache.dtype == KvDType::kFp8) rows->scales[k] = base == cache.k ? 1.0f : cache.v_scale;
     if (q8) std::memcpy(&rows->scales[k], start + kPageTokens * dim + slot * 4, 4);
   }
   return true;

@@ -55,7 +55,7 @@ struct FloatPanelArgs {
 // zeros, whatever memory holds.
 struct KvRows {
   const void* rows[kKeyBlock];
-  float scales[kKeyBlock];  // kQ8 only
+  float scales[kKeyBlock];  // kQ8 and kFp8 only
   KvDType dtype;
   int32_t head_dim;
   uint32_t panels;  // bit p: keys [16p, 16p + 16) are wanted
@@ -154,7 +154,7 @@ struct CpuKernels {
   // One head: pairs (first[f * step], second[f * step]); cos and sin carry the scale.
   void (*rotate)(float* first, float* second, int64_t step, const float* cos, const float* sin,
                  int64_t n);
-  // One row of one head into a cache; `scale` for kQ8.
+  // One row of one head into a cache; `scale`: written for kQ8, what x is divided by for kFp8.
   void (*store_kv)(KvDType dtype, const float* x, int64_t n, void* out, float* scale);
   // The approximations that the softmax and the activations are made of, for their tests.
   void (*exp)(const float* x, int64_t n, float* out);

@@ -3,13 +3,13 @@
 namespace longstride::kernels::cpu {
 namespace {
 
-void StoreRow(const CpuKernels& kernels, const PagedKv& cache, char* page, int64_t slot,
-              const float* x) {
+void StoreRow(const CpuKernels& kernels, const PagedKv& cache, float scale, char* page,
+              int64_t slot, const float* x) {
   const int64_t dim = cache.head_dim;
   const bool q8 = cache.dtype == KvDType::kQ8;
   const int64_t row_bytes = q8 ? dim : KvHeadPageBytes(cache.dtype, cache.head_dim) / kPageTokens;
-  float* scale = q8 ? reinterpret_cast<float*>(page + kPageTokens * dim) + slot : nullptr;
-  kernels.store_kv(cache.dtype, x, dim, page + slot * row_bytes, scale);
+  float* row_scale = q8 ? reinterpret_cast<float*>(page + kPageTokens * dim) + slot : &scale;
+  kernels.store_kv(cache.dtype, x, dim, page + slot * row_bytes, row_scale);
 }
 
 }  // namespace
@@ -21,8 +21,10 @@ absl::Status CpuBackend::DoKvWrite(const KvWriteParams& p) {
       const int64_t offset = p.page_ids[r] * p.cache.page_stride + h * p.cache.head_stride;
       const float* k = p.k.ptr<float>() + r * p.k.strides[0] + h * p.k.strides[1];
       const float* v = p.v.ptr<float>() + r * p.v.strides[0] + h * p.v.strides[1];
-      StoreRow(kernels_, p.cache, static_cast<char*>(p.cache.k) + offset, p.slots[r], k);
-      StoreRow(kernels_, p.cache, static_cast<char*>(p.cache.v) + offset, p.slots[r], v);
+      StoreRow(kernels_, p.cache, p.cache.k_scale, static_cast<char*>(p.cache.k) + offset,
+               p.slots[r], k);
+      StoreRow(kernels_, p.cache, p.cache.v_scale, static_cast<char*>(p.cache.v) + offset,
+               p.slots[r], v);
     }
   });
   return absl::OkStatus();

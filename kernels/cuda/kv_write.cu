@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace longstride::kernels::cuda {
@@ -54,12 +55,19 @@ __device__ float WarpMaxAbs(const float* x, int dim, int lane) {
   return __uint_as_float(__reduce_max_sync(0xffffffffu, most));
 }
 
-__device__ void Store(const WriteShape& p, char* page, int32_t slot, const float* x, int lane) {
+__device__ void Store(const WriteShape& p, int side, char* page, int32_t slot, const float* x,
+                      int lane) {
   const int dim = p.cache.head_dim;
   switch (p.cache.dtype) {
     case KvDType::kF32: return StoreRow<float>(page, slot, x, dim, lane);
     case KvDType::kF16: return StoreRow<__half>(page, slot, x, dim, lane);
     case KvDType::kBF16: return StoreRow<__nv_bfloat16>(page, slot, x, dim, lane);
+    case KvDType::kFp8: {
+      const float scale = side == 0 ? p.cache.k_scale : p.cache.v_scale;
+      uint8_t* to = reinterpret_cast<uint8_t*>(page) + static_cast<int64_t>(slot) * dim;
+      for (int c = lane; c < dim; c += 32) to[c] = ToE4m3(__fdiv_rn(x[c], scale));
+      return;
+    }
     case KvDType::kQ8: {
       const float scale = __fdiv_rn(WarpMaxAbs(x, dim, lane), 127.0f);
       const float inverse = scale > 0.0f ? __fdiv_rn(1.0f, scale) : 0.0f;
@@ -87,7 +95,7 @@ __global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p)
   if (page_id == kNoPage) return;
   const int64_t offset = page_id * p.cache.page_stride + head * p.cache.head_stride;
   char* page = static_cast<char*>(side == 0 ? p.cache.k : p.cache.v) + offset;
-  Store(p, page, slot,
+  Store(p, side, page, slot,
         p.in[side] + row * p.row_stride[side] + head * p.head_stride[side],
         static_cast<int>(threadIdx.x) % 32);
 }

@@ -26,6 +26,12 @@ void ReadRow(const PagedKv& cache, const void* base, const Slot& slot, float* ou
       return DequantizeRow(DType::kF16, page + 2 * slot.index * dim, dim, out);
     case KvDType::kBF16:
       return DequantizeRow(DType::kBF16, page + 2 * slot.index * dim, dim, out);
+    case KvDType::kFp8: {
+      const auto* codes = reinterpret_cast<const uint8_t*>(page) + slot.index * dim;
+      const float scale = base == cache.k ? 1.0f : cache.v_scale;
+      for (int64_t c = 0; c < dim; ++c) out[c] = E4m3ToFloat(codes[c]) * scale;
+      return;
+    }
     case KvDType::kQ8: {
       const auto* codes = reinterpret_cast<const int8_t*>(page) + slot.index * dim;
       const float scale = reinterpret_cast<const float*>(page + kPageTokens * dim)[slot.index];

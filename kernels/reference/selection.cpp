@@ -25,6 +25,8 @@ float KeyValue(const PagedKv& cache, const char* page, int32_t slot, int32_t d) 
       return HalfToFloat(reinterpret_cast<const uint16_t*>(page)[at]);
     case KvDType::kBF16:
       return Bfloat16ToFloat(reinterpret_cast<const uint16_t*>(page)[at]);
+    case KvDType::kFp8:
+      return E4m3ToFloat(reinterpret_cast<const uint8_t*>(page)[at]);
     case KvDType::kQ8: {
       float scale;
       std::memcpy(&scale, page + int64_t{kPageTokens} * cache.head_dim + 4 * slot, sizeof(scale));

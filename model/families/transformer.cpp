@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace longstride::model {
 
@@ -174,10 +175,34 @@ absl::Status BindQkNorm(const TensorNames& names, const std::string& prefix,
 
 }  // namespace
 
+namespace {
+
+// What checkpoints that were calibrated for an fp8 cache divide keys and values by, beside the
+// attention module or inside its projections.
+absl::Status BindKvScales(const std::string& prefix, WeightBinder* binder,
+                          AttentionSpec* attention) {
+  for (const auto& [names, scale] :
+       {std::pair(std::pair("self_attn.k_scale", "self_attn.k_proj.k_scale"), &attention->k_scale),
+        std::pair(std::pair("self_attn.v_scale", "self_attn.v_proj.v_scale"),
+                  &attention->v_scale)}) {
+    for (const char* name : {names.first, names.second}) {
+      if (!binder->Has(prefix + name)) continue;
+      ASSIGN_OR_RETURN(*scale, binder->Scalar(prefix + name));
+      if (*scale > 0 && std::isfinite(*scale)) continue;
+      return absl::InvalidArgumentError(StrCat("tensor \"", prefix, name, "\" is ", *scale,
+                                               "; the scale of a cache is a number above 0"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status BindAttention(const TensorNames& names, int32_t layer, WeightBinder* binder,
                            ModelSpec* spec) {
   const std::string prefix = LayerPrefix(names, layer);
   LayerSpec& out = spec->layers[static_cast<size_t>(layer)];
+  RETURN_IF_ERROR(BindKvScales(prefix, binder, &out.attention));
   const AttentionSpec& attention = out.attention;
   LayerWeights& weights = out.weights;
   const auto bind_norm = [&](const std::string& name, TensorView* view) -> absl::Status {

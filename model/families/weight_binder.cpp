@@ -198,6 +198,14 @@ absl::StatusOr<TensorView> WeightBinder::SmallMatrix(std::string_view name, int6
   return CopyAsFloat(view, name);
 }
 
+absl::StatusOr<float> WeightBinder::Scalar(std::string_view name) {
+  ASSIGN_OR_RETURN(const TensorView stored, file_.Tensor(name));
+  const std::vector<int64_t> flat(static_cast<size_t>(stored.rank), 1);
+  ASSIGN_OR_RETURN(const TensorView view, Checked(name, flat));
+  ASSIGN_OR_RETURN(const TensorView value, CopyAsFloat(view, name));
+  return *value.ptr<float>();
+}
+
 absl::StatusOr<TensorView> WeightBinder::Raw(std::string_view name, DType dtype,
                                              const std::vector<int64_t>& shape) {
   ASSIGN_OR_RETURN(const TensorView view, Checked(name, shape));

@@ -43,6 +43,8 @@ class WeightBinder {
   // A small matrix as float32, copied.
   absl::StatusOr<kernels::TensorView> SmallMatrix(std::string_view name, int64_t rows,
                                                   int64_t cols);
+  // A number: a tensor of one element.
+  absl::StatusOr<float> Scalar(std::string_view name);
   // A tensor of exactly this type and shape, in place.
   absl::StatusOr<kernels::TensorView> Raw(std::string_view name, kernels::DType dtype,
                                           const std::vector<int64_t>& shape);

@@ -36,6 +36,11 @@ void DecodeKey(const kernels::PagedKv& cache, int32_t page, int32_t head, int64_
       for (int32_t d = 0; d < n; ++d) out[d] = kernels::Bfloat16ToFloat(row[d]);
       break;
     }
+    case KvDType::kFp8: {
+      const uint8_t* row = reinterpret_cast<const uint8_t*>(base) + slot * n;
+      for (int32_t d = 0; d < n; ++d) out[d] = kernels::E4m3ToFloat(row[d]) * cache.k_scale;
+      break;
+    }
     case KvDType::kQ8: {
       const int8_t* row = reinterpret_cast<const int8_t*>(base) + slot * n;
       const float* scales =

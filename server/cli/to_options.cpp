@@ -30,7 +30,8 @@ DeviceChoice ChooseDevice(const ServerConfig& config) {
 
 kernels::KvDType ToKvDType(const ServerConfig& config) {
   using kernels::KvDType;
-  for (const KvDType dtype : {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kQ8}) {
+  for (const KvDType dtype :
+       {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kQ8, KvDType::kFp8}) {
     if (config.kv.dtype == kernels::KvDTypeName(dtype)) return dtype;
   }
   return KvDType::kF16;  // not reached: the option's choices are these names

@@ -148,7 +148,7 @@ std::vector<int32_t> Entries(int64_t low, int64_t high, int64_t tokens) {
 }
 
 TEST_P(AttentionBitsTest, DenseIsTheSameHoweverCut) {
-  for (const KvDType dtype : {KvDType::kF16, KvDType::kQ8}) {
+  for (const KvDType dtype : {KvDType::kF16, KvDType::kQ8, KvDType::kFp8}) {
     Make({1100, 37, 300}, 4, 2, 64, dtype);
     whole_.edges = {EdgeRule{}};
     whole_.sinks = {0.5f, -1.0f, 3.0f, -std::numeric_limits<float>::infinity()};

@@ -96,6 +96,10 @@ inline void FillCache(AttentionCase& c, Backend& backend, std::mt19937& rng,
              stride,          head_bytes,
              num_pages,       c.kv_heads,
              c.dim,           c.dtype};
+  if (c.dtype == KvDType::kFp8) {
+    c.paged.k_scale = 0.7f;
+    c.paged.v_scale = 1.3f;
+  }
   std::vector<int32_t> ids;
   std::set<int32_t> taken;
   while (static_cast<int64_t>(ids.size()) < used) {
@@ -135,8 +139,10 @@ inline void FillCache(AttentionCase& c, Backend& backend, std::mt19937& rng,
           QuantizeKvRow(x, c.dim, codes.data(), &scale);
           for (int32_t d = 0; d < c.dim; ++d) x[d] = codes[d] * scale;
         }
+        const float scale = rows == &seq.k ? c.paged.k_scale : c.paged.v_scale;
         for (int32_t d = 0; d < c.dim; ++d) {
           if (c.dtype == KvDType::kF16) x[d] = HalfToFloat(FloatToHalf(x[d]));
+          if (c.dtype == KvDType::kFp8) x[d] = E4m3ToFloat(FloatToE4m3(x[d] / scale)) * scale;
           if (c.dtype == KvDType::kBF16) x[d] = Bfloat16ToFloat(FloatToBfloat16(x[d]));
         }
       }

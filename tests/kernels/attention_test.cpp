@@ -47,9 +47,9 @@ class AttentionTest : public SeededTest, public testing::WithParamInterface<cons
 
   double Tolerance(const AttentionCase& c) const {
     if (std::string(GetParam()) != "cuda") return kTolerance;
-    return c.dtype == KvDType::kF16    ? kHalfTolerance
-           : c.dtype == KvDType::kBF16 ? kBfloat16Tolerance
-                                       : kTolerance;
+    return c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? kHalfTolerance
+           : c.dtype == KvDType::kBF16                          ? kBfloat16Tolerance
+                                                                : kTolerance;
   }
 
   EdgeRule RandomEdge() {
@@ -68,7 +68,7 @@ class AttentionTest : public SeededTest, public testing::WithParamInterface<cons
     c.kv_heads = RandomInt(1, 3);
     c.q_heads = c.kv_heads * RandomInt(1, 5);
     c.dim = std::vector<int32_t>{8, 24, 64, 80, 100, 128, 256}[RandomInt(0, 6)];
-    c.dtype = static_cast<KvDType>(RandomInt(0, 3));
+    c.dtype = static_cast<KvDType>(RandomInt(0, 4));
     c.list_heads = static_cast<ListHeads>(RandomInt(0, 2));
     c.entry_tokens = std::vector<int32_t>{1, 16, 32, 64, 128}[RandomInt(0, 4)];
     c.query_tile = std::vector<int32_t>{1, 16, 32, 64, 128}[RandomInt(0, 4)];

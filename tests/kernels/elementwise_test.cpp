@@ -253,7 +253,8 @@ TEST_P(ElementwiseTest, AddSoftcapGatherAndEmbedding) {
 // Another backend's cache must read the same, and neighbouring rows stay untouched.
 TEST_P(ElementwiseTest, KvWriteStoresExactlyTheRowsNamed) {
   const auto reference = MakeReference();
-  for (const KvDType dtype : {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kQ8}) {
+  for (const KvDType dtype :
+       {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kQ8, KvDType::kFp8}) {
     const int32_t heads = 3, dim = RandomInt(1, 100), pages = 5, rows = 40;
     const int64_t head_bytes = KvHeadPageBytes(dtype, dim), page = head_bytes * heads + 256;
     std::vector<float> k = Normal(rows * heads * dim), v = Normal(rows * heads * dim);

@@ -98,6 +98,25 @@ TEST(QuantTest, HalfRoundsToNearestEven) {
   EXPECT_TRUE(std::isnan(HalfToFloat(FloatToHalf(std::nanf("")))));
 }
 
+TEST(QuantTest, E4m3RoundsToNearestEvenAndSaturates) {
+  EXPECT_EQ(E4m3ToFloat(0x38), 1.0f);
+  EXPECT_EQ(E4m3ToFloat(0x01), 0x1p-9f);
+  EXPECT_EQ(E4m3ToFloat(0x7e), 448.0f);
+  EXPECT_EQ(FloatToE4m3(1e6f), 0x7e);
+  EXPECT_EQ(FloatToE4m3(-std::numeric_limits<float>::infinity()), 0xfe);
+  EXPECT_TRUE(std::isnan(E4m3ToFloat(FloatToE4m3(std::nanf("")))));
+  for (int code = 0; code < 0x7e; ++code) {
+    const float low = E4m3ToFloat(static_cast<uint8_t>(code));
+    const float high = E4m3ToFloat(static_cast<uint8_t>(code + 1));
+    const float middle = (low + high) / 2;  // exact
+    EXPECT_EQ(FloatToE4m3(low), code);
+    EXPECT_EQ(FloatToE4m3(-low), code | 0x80);
+    EXPECT_EQ(FloatToE4m3(middle), code + (code & 1));
+    EXPECT_EQ(FloatToE4m3(std::nextafter(middle, 0.0f)), code);
+    EXPECT_EQ(FloatToE4m3(std::nextafter(middle, 500.0f)), code + 1);
+  }
+}
+
 TEST(QuantTest, Bfloat16RoundsToNearestEven) {
   EXPECT_EQ(FloatToBfloat16(1.0f), 0x3f80);
   EXPECT_EQ(FloatToBfloat16(std::bit_cast<float>(0x3f808000u)), 0x3f80);

@@ -73,7 +73,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     c.kv_heads = RandomInt(1, 3);
     c.q_heads = c.kv_heads * RandomInt(1, 6);
     c.dim = std::vector<int32_t>{8, 24, 64, 80, 100, 128, 256}[RandomInt(0, 6)];
-    c.dtype = static_cast<KvDType>(RandomInt(0, 3));
+    c.dtype = static_cast<KvDType>(RandomInt(0, 4));
     Place(c, kv_lens);
     return c;
   }
@@ -157,6 +157,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       for (int32_t d = 0; d < c.dim; ++d) {
         if (c.dtype == KvDType::kQ8) x[d] = static_cast<float>(codes[d]) * scale;
         if (c.dtype == KvDType::kF16) x[d] = HalfToFloat(FloatToHalf(x[d]));
+        if (c.dtype == KvDType::kFp8) x[d] = E4m3ToFloat(FloatToE4m3(x[d]));
         if (c.dtype == KvDType::kBF16) x[d] = Bfloat16ToFloat(FloatToBfloat16(x[d]));
       }
     }
@@ -720,7 +721,7 @@ TEST_P(SelectionTest, AttentionReadsTheListsWhereTheyAre) {
     c.kv_heads = RandomInt(1, 2);
     c.q_heads = c.kv_heads * (trial % 2 == 0 ? 4 : 2);
     c.dim = trial % 4 < 2 ? 128 : 64;
-    c.dtype = trial % 3 == 0 ? KvDType::kBF16 : trial % 3 == 1 ? KvDType::kF16 : KvDType::kQ8;
+    c.dtype = trial % 3 == 0 ? KvDType::kBF16 : trial % 3 == 1 ? KvDType::kF16 : KvDType::kFp8;
     Place(c, {700 + RandomInt(0, 70), 64 * RandomInt(3, 6), 1100});
     SCOPED_TRACE(testing::Message() << "trial " << trial << " dim " << c.dim << " heads "
                                     << c.q_heads << "/" << c.kv_heads);

@@ -52,9 +52,9 @@ absl::StatusOr<AttentionCounters> CountGenerated(const AttentionParams& p) {
   return CountKeys(s, p.kv_lens, p.q.shape[1]);
 }
 
-// A contiguous tensor of 16-bit values of the cache's type.
+// A contiguous tensor of 16-bit values of the cache's type, halves where that is e4m3.
 TensorView HalfView(void* data, KvDType dtype, const TensorView& like) {
-  return TensorView::Contiguous(data, dtype == KvDType::kF16 ? DType::kF16 : DType::kBF16,
+  return TensorView::Contiguous(data, dtype == KvDType::kBF16 ? DType::kBF16 : DType::kF16,
                                 like.shape, 3, Device::kCuda);
 }
 
@@ -90,7 +90,7 @@ absl::StatusOr<void*> AttentionRunner::StepMemory(int64_t bytes, bool zeroed) {
 }
 
 void AttentionRunner::ChooseKernels(const AttentionParams& p, Plan* plan) const {
-  if (p.cache.dtype != KvDType::kF16 && p.cache.dtype != KvDType::kBF16) return;
+  if (p.cache.dtype == KvDType::kF32 || p.cache.dtype == KvDType::kQ8) return;
   if ((p.q.strides[0] | p.q.strides[1] | p.out.strides[0] | p.out.strides[1]) % 4 != 0) return;
   AttentionParams half = p;
   half.counters = nullptr;

@@ -9,6 +9,8 @@
 // four are merged in order and stored. A second kernel merges a list's parts in ascending order.
 #include "kernels/cuda/attention/decode_params.h"
 #include "kernels/cuda/attention/edges.cuh"
+#include "kernels/cuda/attention/fp8_sizes.h"
+#include "kernels/cuda/attention/fragments.cuh"
 #include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/tensor_maps.h"
 #include "kernels/cuda/device/math.cuh"
@@ -23,9 +25,8 @@ constexpr int kMathWarps = 4;
 constexpr int kMathThreads = kMathWarps * 32;
 constexpr int kThreads = kMathThreads + 32;
 constexpr int kMathBarrier = 1;
-constexpr int kPanelBytes = kPageTokens * 128;  // 64 tokens x 64 columns
 constexpr int kMergeColumns = 64;
-constexpr int kMaxSlots = 8;
+constexpr int kMaxSlots = 12;
 constexpr int kQuerySlots = 2;
 constexpr int kWarpTokens = kPageTokens / kMathWarps;
 static_assert(kWarpTokens == 16);
@@ -70,9 +71,13 @@ struct Control {
   float2 norms[kMathWarps][kDecodeRows];
 };
 
-template <int kHeadDim>
+// E: the cache's element, 2 bytes, or uint8_t for e4m3.
+template <typename E, int kHeadDim>
 struct Sizes {
-  static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kPanelRowBytes = PagePanelBytes(kHeadDim * sizeof(E));
+  static constexpr int kPanelBytes = kPageTokens * kPanelRowBytes;
+  static constexpr int kPanelColumns = kPanelRowBytes / sizeof(E);
+  static constexpr int kPanels = kHeadDim / kPanelColumns;
   static constexpr int kHalfBytes = kPanels * kPanelBytes;  // K or V of one page
   static constexpr int kSlotBytes = 2 * kHalfBytes;
   static constexpr int kQueryRowBytes = kHeadDim * 2 + 16;  // padded against bank conflicts
@@ -82,14 +87,14 @@ struct Sizes {
   }
 };
 
-template <int kHeadDim>
+template <typename E, int kHeadDim>
 struct Areas {
   uint8_t* ring;
   uint8_t* queries;
   float* merge;
   Control* control;
   __device__ Areas(uint8_t* shared, int slots, int rows) {
-    using S = Sizes<kHeadDim>;
+    using S = Sizes<E, kHeadDim>;
     ring = shared;
     queries = ring + slots * S::kSlotBytes;
     merge = reinterpret_cast<float*>(queries + kQuerySlots * kDecodeRows * S::kQueryRowBytes);
@@ -111,11 +116,11 @@ struct Cursor {
 
 // --- producer ------------------------------------------------------------------------------------
 
-template <int kHeadDim>
+template <typename E, int kHeadDim>
 class Producer {
  public:
-  using S = Sizes<kHeadDim>;
-  __device__ Producer(const KernelParams& p, const Areas<kHeadDim>& a)
+  using S = Sizes<E, kHeadDim>;
+  __device__ Producer(const KernelParams& p, const Areas<E, kHeadDim>& a)
       : p_(p), a_(a), lane_(static_cast<int>(threadIdx.x) & 31) {}
 
   // Three units are in hand at a time: the record of the one after next, the list entries and then
@@ -246,12 +251,12 @@ class Producer {
     BarrierArriveExpect(full, S::kHalfBytes);
 #pragma unroll
     for (int h = 0; h < S::kPanels; ++h) {
-      TensorLoad4(map, full, to + h * kPanelBytes, h * 64, 0, kv_head, page);
+      TensorLoad4(map, full, to + h * S::kPanelBytes, h * S::kPanelColumns, 0, kv_head, page);
     }
   }
 
   const KernelParams& p_;
-  const Areas<kHeadDim>& a_;
+  const Areas<E, kHeadDim>& a_;
   const int lane_;
   Cursor ring_, q_;
   EdgeRule edge_ = {};  // of the unit resolved last
@@ -259,11 +264,11 @@ class Producer {
 
 // --- math ----------------------------------------------------------------------------------------
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 class MathWarp {
  public:
-  using S = Sizes<kHeadDim>;
-  __device__ MathWarp(const KernelParams& p, const Areas<kHeadDim>& a)
+  using S = Sizes<E, kHeadDim>;
+  __device__ MathWarp(const KernelParams& p, const Areas<E, kHeadDim>& a)
       : p_(p),
         a_(a),
         warp_(static_cast<int>(threadIdx.x) / 32),
@@ -293,16 +298,33 @@ class MathWarp {
 
  private:
   __device__ __forceinline__ void LoadQueries() {
-    const uint32_t q = SharedAddress(a_.queries) +
-                       (q_.slot * kDecodeRows + (lane_ & 15)) * S::kQueryRowBytes +
-                       (lane_ >> 4) * 16;
+    const int first = q_.slot * kDecodeRows;
+    if constexpr (!kIsCode<E>) {
+      const uint32_t q = SharedAddress(a_.queries) + (first + (lane_ & 15)) * S::kQueryRowBytes +
+                         (lane_ >> 4) * 16;
 #pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k) LoadMatrix4(query_[k], q + k * 32);
+      for (int k = 0; k < kHeadDim / 16; ++k) LoadMatrix4(query_[k], q + k * 32);
+    } else {
+      const uint8_t* q =
+          a_.queries + (first + (lane_ >> 2)) * S::kQueryRowBytes + QueryChannel<E>(lane_, 0) * 2;
+#pragma unroll
+      for (int k = 0; k < kHeadDim / 16; ++k) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const uint2 both =
+              *reinterpret_cast<const uint2*>(q + r * 8 * S::kQueryRowBytes + k * 32);
+          query_[k][r] = both.x;
+          query_[k][2 + r] = both.y;
+        }
+      }
+    }
   }
 
-  // Address of 16 bytes of a swizzled page half: token row, chunk of 8 columns.
+  // Address of 16 bytes of a swizzled page half: token row, chunk of 16 bytes.
   __device__ __forceinline__ static uint32_t Chunk(uint32_t half, int token, int chunk) {
-    return half + (chunk >> 3) * kPanelBytes + token * 128 + (((chunk & 7) ^ (token & 7)) << 4);
+    constexpr int kChunks = S::kPanelRowBytes / 16;
+    return half + chunk / kChunks * S::kPanelBytes +
+           PanelOffset<S::kPanelRowBytes>(token, chunk % kChunks);
   }
 
   __device__ __forceinline__ void ComputePage(const UnitTask& u) {
@@ -312,24 +334,30 @@ class MathWarp {
     BarrierWait(&c.k_full[ring_.slot], ring_.parity);
     const PageTask task = ReadThroughOneLane(&c.page[ring_.slot]);
     float s[2][4] = {};
-    const int r = lane_ & 7, i = lane_ >> 3;
+    const auto key_at = [&](int n, int chunk) { return Chunk(k, warp_ * kWarpTokens + n, chunk); };
 #pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      uint32_t b[4];
-      LoadMatrix4(b, Chunk(k, warp_ * kWarpTokens + (i >> 1) * 8 + r, step * 2 + (i & 1)));
-      Mma16x8x16<T>(s[0], query_[step], b);
-      Mma16x8x16<T>(s[1], query_[step], b + 2);
+    for (int step = 0; step < kHeadDim / 16; step += 2) {
+      uint32_t b[2][4];
+      LoadKeys<E>(key_at, lane_, step, b);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        Mma16x8x16<T>(s[0], query_[step + n], b[n]);
+        Mma16x8x16<T>(s[1], query_[step + n], b[n] + 2);
+      }
     }
     uint32_t prob[4];
     Softmax(u, task, s, prob);
     BarrierWait(&c.v_full[ring_.slot], ring_.parity);
     if (task.exist != 0) ClearTail(v, task.exist);
+    const auto value_at = [&](int n, int chunk) {
+      return Chunk(v, warp_ * kWarpTokens + n, chunk);
+    };
 #pragma unroll
-    for (int n = 0; n < kHeadDim / 16; ++n) {
-      uint32_t b[4];
-      LoadMatrix4Transposed(b, Chunk(v, warp_ * kWarpTokens + (i & 1) * 8 + r, n * 2 + (i >> 1)));
-      Mma16x8x16<T>(o_[2 * n], prob, b);
-      Mma16x8x16<T>(o_[2 * n + 1], prob, b + 2);
+    for (int n = 0; n < kHeadDim / 16; n += 2) {
+      uint32_t b[2][4];
+      LoadValues<E>(value_at, lane_, n, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Mma16x8x16<T>(o_[2 * n + i], prob, b[i / 2] + i % 2 * 2);
     }
     __syncwarp();
     if (lane_ == 0) BarrierArrive(&c.empty[ring_.slot]);
@@ -400,7 +428,7 @@ class MathWarp {
   __device__ __forceinline__ void ClearTail(uint32_t v, int32_t exist) {
     const int first = max(exist, warp_ * kWarpTokens), end = (warp_ + 1) * kWarpTokens;
     for (int token = first; token < end; ++token) {
-      for (int chunk = lane_; chunk < kHeadDim / 8; chunk += 32) {
+      for (int chunk = lane_; chunk < kHeadDim * static_cast<int>(sizeof(E)) / 16; chunk += 32) {
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(Chunk(v, token, chunk)),
                      "r"(0)
                      : "memory");
@@ -446,15 +474,16 @@ class MathWarp {
     for (int panel = 0; panel < kHeadDim / kMergeColumns; ++panel) {
       float* mine = a_.merge + warp_ * rows * kMergeColumns;
 #pragma unroll
-      for (int n = 0; n < kMergeColumns / 8; ++n) {
-        const float* o = o_[panel * 8 + n];
+      for (int n = 0; n < kMergeColumns / 16; ++n) {
+        const float* o = o_[panel * 8 + n * 2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const int row = g + 8 * r;
-          if (row < u.num_rows) {
-            *reinterpret_cast<float2*>(mine + row * kMergeColumns + n * 8 + t * 2) =
-                make_float2(o[r * 2] * weight[r], o[r * 2 + 1] * weight[r]);
-          }
+          if (row >= u.num_rows) continue;
+          float* to = mine + row * kMergeColumns + n * 16;
+          ForOutputPairs<E>(o, o + 4, lane_, r, [&](int c, float first, float second) {
+            *reinterpret_cast<float2*>(to + c) = make_float2(first * weight[r], second * weight[r]);
+          });
         }
       }
       NamedBarrierSync(kMathBarrier, kMathThreads);
@@ -478,7 +507,7 @@ class MathWarp {
   }
 
   const KernelParams& p_;
-  const Areas<kHeadDim>& a_;
+  const Areas<E, kHeadDim>& a_;
   const int warp_, lane_;
   const float factor_;
   Cursor ring_, q_;
@@ -488,11 +517,11 @@ class MathWarp {
   float sum_[2];
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
     DecodeKernel(const __grid_constant__ KernelParams p) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  const Areas<kHeadDim> areas(shared, p.slots, p.layout.rows);
+  const Areas<E, kHeadDim> areas(shared, p.slots, p.layout.rows);
   Control& c = *areas.control;
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.slots; ++i) {
@@ -514,9 +543,9 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
   WaitForPredecessors();
   LetDependentsStart();
   if (threadIdx.x >= kMathThreads) {
-    Producer<kHeadDim>(p, areas).Run();
+    Producer<E, kHeadDim>(p, areas).Run();
   } else {
-    MathWarp<T, kHeadDim>(p, areas).Run();
+    MathWarp<T, E, kHeadDim>(p, areas).Run();
   }
 }
 
@@ -531,6 +560,7 @@ struct MergeParams {
   int64_t out_row_stride, out_head_stride;  // elements
   float* lse;
   int32_t num_heads;
+  float v_scale;
 };
 
 constexpr int kMergeWarps = 8;
@@ -599,6 +629,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const MergeParam
     const float mine = __expf(natural - most);
     factor = mine / (sum * mine + __expf(sink - most));
   }
+  factor *= p.v_scale;
   T* out = static_cast<T*>(p.out) + out_row * p.out_row_stride + head * p.out_head_stride;
   for (int pair = static_cast<int>(threadIdx.x); pair < kHeadDim / 2; pair += kMergeWarps * 32) {
     float lo = 0.0f, hi = 0.0f;
@@ -611,9 +642,9 @@ __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const MergeParam
   }
 }
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 cudaError_t Launch(KernelParams p, const MergeParams& m, cudaStream_t stream) {
-  using S = Sizes<kHeadDim>;
+  using S = Sizes<E, kHeadDim>;
   constexpr int kBlocks = kHeadDim <= 128 ? 2 : 1;  // per multiprocessor
   int device = 0, processors = 0, per_processor = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -627,7 +658,7 @@ cudaError_t Launch(KernelParams p, const MergeParams& m, cudaStream_t stream) {
   p.slots = kMaxSlots;
   while (p.slots > 1 && S::Shared(p.slots, p.layout.rows) > budget) --p.slots;
   const int bytes = S::Shared(p.slots, p.layout.rows);
-  const auto kernel = DecodeKernel<T, kHeadDim>;
+  const auto kernel = DecodeKernel<T, E, kHeadDim>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute = {};
@@ -646,6 +677,15 @@ cudaError_t Launch(KernelParams p, const MergeParams& m, cudaStream_t stream) {
   config.gridDim = dim3(static_cast<unsigned>(p.layout.items) * p.layout.rows);
   config.blockDim = dim3(kMergeWarps * 32);
   return cudaLaunchKernelEx(&config, MergeKernel<T, kHeadDim>, m);
+}
+
+template <int kHeadDim>
+cudaError_t LaunchSize(KvDType dtype, const KernelParams& p, const MergeParams& m,
+                       cudaStream_t stream) {
+  if (dtype == KvDType::kBF16) return Launch<__nv_bfloat16, __nv_bfloat16, kHeadDim>(p, m, stream);
+  if (dtype == KvDType::kF16) return Launch<__half, __half, kHeadDim>(p, m, stream);
+  if constexpr (HasFastFp8(kHeadDim)) return Launch<__half, uint8_t, kHeadDim>(p, m, stream);
+  return cudaErrorNotSupported;
 }
 
 int Log2(int n) {
@@ -684,15 +724,15 @@ cudaError_t LaunchFastDecode(const AttentionParams& a, int32_t max_list_pages, v
                          a.out.strides[0],
                          a.out.strides[1],
                          a.lse,
-                         static_cast<int32_t>(a.q.shape[1])};
-  const bool half = a.q.dtype == DType::kF16;
+                         static_cast<int32_t>(a.q.shape[1]),
+                         a.cache.v_scale};
   switch (a.cache.head_dim) {
     case 64:
-      return half ? Launch<__half, 64>(p, m, stream) : Launch<__nv_bfloat16, 64>(p, m, stream);
+      return LaunchSize<64>(a.cache.dtype, p, m, stream);
     case 128:
-      return half ? Launch<__half, 128>(p, m, stream) : Launch<__nv_bfloat16, 128>(p, m, stream);
+      return LaunchSize<128>(a.cache.dtype, p, m, stream);
     case 256:
-      return half ? Launch<__half, 256>(p, m, stream) : Launch<__nv_bfloat16, 256>(p, m, stream);
+      return LaunchSize<256>(a.cache.dtype, p, m, stream);
   }
   return cudaErrorNotSupported;
 }

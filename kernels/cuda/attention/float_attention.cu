@@ -138,6 +138,11 @@ __device__ __forceinline__ float4 LoadFour(KvDType dtype, const char* row, int c
       return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u),
                          __uint_as_float(w.y << 16), __uint_as_float(w.y & 0xffff0000u));
     }
+    case KvDType::kFp8: {
+      const uchar4 w = *reinterpret_cast<const uchar4*>(row + c);
+      return make_float4(FromE4m3(w.x) * scale, FromE4m3(w.y) * scale, FromE4m3(w.z) * scale,
+                         FromE4m3(w.w) * scale);
+    }
     case KvDType::kQ8: {
       const char4 w = *reinterpret_cast<const char4*>(row + c);
       return make_float4(w.x * scale, w.y * scale, w.z * scale, w.w * scale);
@@ -153,6 +158,8 @@ __device__ __forceinline__ float LoadOne(KvDType dtype, const char* row, int c, 
       return __half2float(reinterpret_cast<const __half*>(row)[c]);
     case KvDType::kBF16:
       return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(row)[c]);
+    case KvDType::kFp8:
+      return FromE4m3(reinterpret_cast<const uint8_t*>(row)[c]) * scale;
     case KvDType::kQ8:
       return static_cast<float>(reinterpret_cast<const int8_t*>(row)[c]) * scale;
   }
@@ -160,7 +167,9 @@ __device__ __forceinline__ float LoadOne(KvDType dtype, const char* row, int c, 
 }
 
 __device__ __forceinline__ int64_t RowBytesOf(KvDType dtype, int32_t dim) {
-  return dtype == KvDType::kF32 ? 4 * dim : dtype == KvDType::kQ8 ? dim : 2 * dim;
+  return dtype == KvDType::kF32                            ? 4 * dim
+         : dtype == KvDType::kQ8 || dtype == KvDType::kFp8 ? dim
+                                                           : 2 * dim;
 }
 
 // A key of a chunk; every warp knows all of them, a lane each.
@@ -334,7 +343,8 @@ class Block {
         const float scale = real && cache.dtype == KvDType::kQ8
                                 ? reinterpret_cast<const float*>(
                                       base + static_cast<int64_t>(kPageTokens) * dim)[slot]
-                                : 1.0f;
+                            : side == 0 ? 1.0f
+                                        : cache.v_scale;
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
           const int c = i * 128 + lane_ * 4;

@@ -18,6 +18,7 @@ struct MergeParams {
   float* lse;
   int32_t num_heads;
   int32_t head_dim;
+  float v_scale;
 };
 
 // One block per (item, row), a thread per channel: parts in ascending order.
@@ -47,7 +48,8 @@ __global__ void __launch_bounds__(kMergeThreads) MmaMergeKernel(const MergeParam
       sum = fmaf(sum, keep, n.y * weight);
       total = fmaf(total, keep, part * weight);
     }
-    const RowEnd end = EndRow(best * kLn2, sum, p.sinks, head);
+    RowEnd end = EndRow(best * kLn2, sum, p.sinks, head);
+    end.factor *= p.v_scale;
     if (p.lse != nullptr && c == 0) p.lse[out_row * p.num_heads + head] = end.lse;
     static_cast<T*>(p.out)[out_row * p.out_row_stride + head * p.out_head_stride + c] =
         static_cast<T>(total * end.factor);
@@ -89,7 +91,7 @@ cudaError_t LaunchMmaPrefill(const AttentionParams& a, PrefillLayout layout, voi
   p.lse = a.lse;
   const auto units =
       static_cast<uint32_t>(a.selection.num_tiles) * static_cast<uint32_t>(p.shape.units_per_tile);
-  return FindMmaKernels(a.cache.head_dim)->prefill(a.q.dtype == DType::kF16, p, units, stream);
+  return FindMmaKernels(a.cache.head_dim)->prefill(a.cache.dtype, p, units, stream);
 }
 
 cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, void* scratch,
@@ -112,7 +114,7 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
                              .q = a.q.data,
                              .q_row_stride = a.q.strides[0],
                              .q_head_stride = a.q.strides[1]};
-  const cudaError_t error = FindMmaKernels(a.cache.head_dim)->decode(half, p, stream);
+  const cudaError_t error = FindMmaKernels(a.cache.head_dim)->decode(a.cache.dtype, p, stream);
   if (error != cudaSuccess) return error;
   const MergeParams m = {areas,
                          layout,
@@ -123,7 +125,8 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
                          a.out.strides[1],
                          a.lse,
                          static_cast<int32_t>(a.q.shape[1]),
-                         a.cache.head_dim};
+                         a.cache.head_dim,
+                         a.cache.v_scale};
   const auto blocks = static_cast<unsigned>(layout.items) * static_cast<unsigned>(layout.rows);
   const int threads = std::min(kMergeThreads, (a.cache.head_dim + 31) / 32 * 32);
   if (half) {

@@ -43,11 +43,12 @@ struct MmaDecodeParams {
   int64_t q_row_stride, q_head_stride;  // elements
 };
 
-// The kernels of one head size. `half`: f16, else bf16.
+// The kernels of one head size, for caches of f16, bf16 and e4m3.
 struct MmaKernels {
   int32_t head_dim;
-  cudaError_t (*prefill)(bool half, const MmaPrefillParams& p, uint32_t units, cudaStream_t stream);
-  cudaError_t (*decode)(bool half, const MmaDecodeParams& p, cudaStream_t stream);
+  cudaError_t (*prefill)(KvDType dtype, const MmaPrefillParams& p, uint32_t units,
+                         cudaStream_t stream);
+  cudaError_t (*decode)(KvDType dtype, const MmaDecodeParams& p, cudaStream_t stream);
 };
 
 // nullptr: the build has none for that head size.

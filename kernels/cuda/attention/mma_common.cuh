@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/attention/edges.cuh"
+#include "kernels/cuda/attention/fragments.cuh"
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/device/mma.cuh"
@@ -10,15 +11,15 @@
 
 namespace longstride::kernels::cuda {
 
-// Rows of one head in shared memory, free of bank conflicts for LoadMatrix4: swizzled in chunks of
-// 16 bytes where the row is a multiple of 128 bytes, padded by one chunk elsewhere.
-template <int kHeadDim>
+// Rows of kBytes in shared memory, free of bank conflicts for LoadMatrix4: swizzled in chunks of
+// 16 bytes where the row is a multiple of 128 bytes, an odd number of chunks elsewhere.
+template <int kBytes>
 struct HeadRows {
-  static constexpr bool kSwizzled = kHeadDim % 64 == 0;
-  static constexpr int kChunks = kHeadDim / 8;
-  static constexpr int kRowBytes = kHeadDim * 2 + (kSwizzled ? 0 : 16);
+  static constexpr bool kSwizzled = kBytes % 128 == 0;
+  static constexpr int kChunks = kBytes / 16;
+  static constexpr int kRowBytes = kBytes + (kSwizzled || kChunks % 2 == 1 ? 0 : 16);
   static constexpr int kPageBytes = kPageTokens * kRowBytes;
-  static_assert(kHeadDim % 16 == 0);
+  static_assert(kBytes % 16 == 0);
 
   static __device__ __forceinline__ uint32_t At(int row, int chunk) {
     return static_cast<uint32_t>(row * kRowBytes +

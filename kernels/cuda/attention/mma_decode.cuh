@@ -17,14 +17,16 @@ inline constexpr int kMmaDecodeThreads = kMmaDecodeWarps * 32;
 inline constexpr int kMmaDecodeTokens = kPageTokens / kMmaDecodeWarps;  // of a page, for one warp
 static_assert(kMmaDecodeTokens == 16);
 
-template <typename T, int kHeadDim>
+// T: what products take; E: the cache's element, T or uint8_t for e4m3.
+template <typename T, typename E, int kHeadDim>
 class MmaDecode {
  public:
-  using Rows = HeadRows<kHeadDim>;
+  static constexpr int kHeadBytes = kHeadDim * sizeof(E);
+  using Rows = HeadRows<kHeadBytes>;
   static constexpr int kHalfBytes = kMmaDecodeTokens * Rows::kRowBytes;  // keys of one warp
   static constexpr int kSlotBytes = 2 * kHalfBytes;
   // The merge of a unit uses the ring's first slots.
-  static_assert(kMmaDecodeWarps * kDecodeRows * kHeadDim * 4 <= kMmaDecodeWarps * kSlotBytes);
+  static constexpr int kMergeBytes = kMmaDecodeWarps * kDecodeRows * kHeadDim * 4;
 
   __device__ __forceinline__ MmaDecode(const MmaDecodeParams& p, uint8_t* shared)
       : p_(p),
@@ -117,17 +119,17 @@ class MmaDecode {
       uint32_t same = *lanes;
       const int32_t page = Next(&same, physical_);
       const int32_t logical = Next(lanes, logical_and_mask_) >> 1;
-      const int64_t at = page * p_.cache.page_stride + warp_ * (kMmaDecodeTokens * kHeadDim * 2);
+      const int64_t at = page * p_.cache.page_stride + warp_ * (kMmaDecodeTokens * kHeadBytes);
       const int exist = kv_len_ - logical * kPageTokens - warp_ * kMmaDecodeTokens;
       const uint32_t to = ring_ + slot * kSlotBytes;
       constexpr int kCount = kMmaDecodeTokens * Rows::kChunks;
-      static_assert(kCount % 32 == 0);
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const char* from = (side == 0 ? k_ : v_) + at;
 #pragma unroll
-        for (int n = 0; n < kCount / 32; ++n) {
+        for (int n = 0; n < (kCount + 31) / 32; ++n) {
           const int i = n * 32 + lane_, row = i / Rows::kChunks;
+          if (kCount % 32 != 0 && i >= kCount) break;
           CopyAsync16(to + side * kHalfBytes + Rows::At(row, i % Rows::kChunks), from + i * 16,
                       row < exist ? 16 : 0);
         }
@@ -144,14 +146,15 @@ class MmaDecode {
       const int row = packed / p_.layout.heads_per_item, head = packed % p_.layout.heads_per_item;
       const T* from = static_cast<const T*>(p_.q) +
                       (static_cast<int64_t>(u.row_begin) + row) * p_.q_row_stride +
-                      (u.head + head) * p_.q_head_stride + (lane_ & 3) * 2;
+                      (u.head + head) * p_.q_head_stride;
       const bool real = packed < num_rows_;
 #pragma unroll
       for (int step = 0; step < kHeadDim / 16; ++step) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          query_[step][half * 2 + r] =
-              real ? *reinterpret_cast<const uint32_t*>(from + step * 16 + half * 8) : 0u;
+          query_[step][half * 2 + r] = real ? *reinterpret_cast<const uint32_t*>(
+                                                  from + step * 16 + QueryChannel<E>(lane_, half))
+                                            : 0u;
         }
       }
     }
@@ -159,14 +162,20 @@ class MmaDecode {
 
   __device__ __forceinline__ void ComputePage(uint32_t keys, int32_t logical_and_mask) {
     const uint32_t values = keys + kHalfBytes;
-    const int r = lane_ & 7, i = lane_ >> 3;
+    const auto key_at = [&](int n, int chunk) { return keys + Rows::At(n, chunk); };
+    const auto value_at = [&](int n, int chunk) { return values + Rows::At(n, chunk); };
+    // Of e4m3 one load of shared memory has two groups of 16 channels.
+    constexpr int kGroups = kIsCode<E> && kHeadDim % 32 == 0 ? 2 : 1;
     float s[2][4] = {};
 #pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      uint32_t b[4];
-      LoadMatrix4(b, keys + Rows::At((i >> 1) * 8 + r, step * 2 + (i & 1)));
-      Mma16x8x16<T>(s[0], query_[step], b);
-      Mma16x8x16<T>(s[1], query_[step], b + 2);
+    for (int step = 0; step < kHeadDim / 16; step += kGroups) {
+      uint32_t b[kGroups][4];
+      LoadKeys<E>(key_at, lane_, step, b);
+#pragma unroll
+      for (int n = 0; n < kGroups; ++n) {
+        Mma16x8x16<T>(s[0], query_[step + n], b[n]);
+        Mma16x8x16<T>(s[1], query_[step + n], b[n] + 2);
+      }
     }
     if (p_.softcap > 0.0f) SoftCap(p_.scale, p_.softcap, s);
     if (logical_and_mask & 1) Mask((logical_and_mask >> 1) * kPageTokens, s);
@@ -176,11 +185,13 @@ class MmaDecode {
     uint32_t a[4];
     PackProbabilities<T>(s[0], s[1], a);
 #pragma unroll
-    for (int n = 0; n < kHeadDim / 16; ++n) {
-      uint32_t b[4];
-      LoadMatrix4Transposed(b, values + Rows::At((i & 1) * 8 + r, n * 2 + (i >> 1)));
-      Mma16x8x16<T>(o_[2 * n], a, b);
-      Mma16x8x16<T>(o_[2 * n + 1], a, b + 2);
+    for (int n = 0; n < kHeadDim / 16; n += kGroups) {
+      uint32_t b[kGroups][4];
+      LoadValues<E>(value_at, lane_, n, b);
+#pragma unroll
+      for (int i = 0; i < 2 * kGroups; ++i) {
+        Mma16x8x16<T>(o_[2 * n + i], a, b[i / 2] + i % 2 * 2);
+      }
     }
   }
 
@@ -213,11 +224,12 @@ class MmaDecode {
     for (int r = 0; r < 2; ++r) {
       const int row = (lane_ >> 2) + 8 * r;
       const float weight = Exp2(top_[r] - Subtract(norms, row));
-      float* to = merge_ + (warp_ * kDecodeRows + row) * kHeadDim + (lane_ & 3) * 2;
+      float* to = merge_ + (warp_ * kDecodeRows + row) * kHeadDim;
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        *reinterpret_cast<float2*>(to + n * 8) =
-            make_float2(o_[n][r * 2] * weight, o_[n][r * 2 + 1] * weight);
+      for (int n = 0; n < kHeadDim / 8; n += 2) {
+        ForOutputPairs<E>(o_[n], o_[n + 1], lane_, r, [&](int c, float first, float second) {
+          *reinterpret_cast<float2*>(to + n * 8 + c) = make_float2(first * weight, second * weight);
+        });
       }
     }
     __syncthreads();
@@ -273,16 +285,17 @@ class MmaDecode {
   float sum_[2];
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 __global__ void __launch_bounds__(kMmaDecodeThreads, 2)
     MmaDecodeKernel(const __grid_constant__ MmaDecodeParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
-  MmaDecode<T, kHeadDim>(p, shared).Run();
+  MmaDecode<T, E, kHeadDim>(p, shared).Run();
 }
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 cudaError_t LaunchMmaDecodeOf(MmaDecodeParams p, cudaStream_t stream) {
-  constexpr int kSlotBytes = MmaDecode<T, kHeadDim>::kSlotBytes * kMmaDecodeWarps;
+  constexpr int kSlotBytes = MmaDecode<T, E, kHeadDim>::kSlotBytes * kMmaDecodeWarps;
+  constexpr int kMergeBytes = MmaDecode<T, E, kHeadDim>::kMergeBytes;
   constexpr int kSystemBytes = 2048;  // what the system and the kernel's own arrays take
   int device = 0, processors = 0, most = 0, per_processor = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -300,8 +313,8 @@ cudaError_t LaunchMmaDecodeOf(MmaDecodeParams p, cudaStream_t stream) {
   const int budget = blocks == 2 ? half : most - kSystemBytes;
   p.slots = std::min(budget / kSlotBytes, kMaxPendingCopies + 2);
   if (p.slots < 1) return cudaErrorNotSupported;
-  const int bytes = p.slots * kSlotBytes;
-  const auto kernel = MmaDecodeKernel<T, kHeadDim>;
+  const int bytes = std::max(p.slots * kSlotBytes, kMergeBytes);
+  const auto kernel = MmaDecodeKernel<T, E, kHeadDim>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   kernel<<<static_cast<unsigned>(std::min({processors * blocks, p.layout.max_units, kMaxBlocks})),

@@ -16,9 +16,11 @@
 
 namespace longstride::kernels::cuda {
 
-template <int kHeadDim>
+// E: the cache's element, uint8_t for e4m3.
+template <typename E, int kHeadDim>
 struct MmaPrefillShape {
-  using Rows = HeadRows<kHeadDim>;
+  using Rows = HeadRows<kHeadDim* static_cast<int>(sizeof(E))>;
+  using QueryRows = HeadRows<kHeadDim * 2>;
   static constexpr int kTiles = kHeadDim <= 128 ? 2 : 1;  // of 16 rows, for a warp
   static constexpr int kWarps = kHeadDim == 192 ? 8 : 4;
   static constexpr int kRows = kWarps * kTiles * 16, kThreads = kWarps * 32;
@@ -26,9 +28,10 @@ struct MmaPrefillShape {
   // registers allow one block only.
   static constexpr int kSlots = kHeadDim <= 96 || kHeadDim == 192 ? 2 : 1;
   static constexpr bool kQueriesInRegisters = kHeadDim == 64 || kHeadDim == 192;
-  // Queries in registers pass through the keys' slots on their way.
-  static constexpr int kQueryBytes = kQueriesInRegisters ? 0 : kRows * Rows::kRowBytes;
-  static_assert(!kQueriesInRegisters || kRows * Rows::kRowBytes <= kSlots * Rows::kPageBytes);
+  // Queries in registers pass through the keys' and values' slots on their way.
+  static constexpr int kQueryBytes = kQueriesInRegisters ? 0 : kRows * QueryRows::kRowBytes;
+  static_assert(!kQueriesInRegisters ||
+                kRows * QueryRows::kRowBytes <= 2 * kSlots * Rows::kPageBytes);
   static constexpr int kSharedBytes = 2 * kSlots * Rows::kPageBytes + kQueryBytes + kThreads * 8;
   static_assert(kSharedBytes <= 99 * 1024);  // what sm_86, sm_89 and sm_120 give a block
 };
@@ -46,11 +49,12 @@ struct MmaPrefillUnit {
   const char *k, *v;
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 class MmaPrefill {
  public:
-  using Shape = MmaPrefillShape<kHeadDim>;
-  using Rows = HeadRows<kHeadDim>;
+  using Shape = MmaPrefillShape<E, kHeadDim>;
+  using Rows = typename Shape::Rows;
+  using QueryRows = typename Shape::QueryRows;
 
   __device__ __forceinline__ MmaPrefill(const MmaPrefillParams& p, uint8_t* shared,
                                         MmaPrefillUnit& unit)
@@ -131,15 +135,24 @@ class MmaPrefill {
   // Queries that stay in shared memory are there when the first page is.
   __device__ __forceinline__ void LoadQueries() {
     const T* q = static_cast<const T*>(p_.q);
-    for (int i = thread_; i < Shape::kRows * Rows::kChunks; i += Shape::kThreads) {
-      const int row = i / Rows::kChunks, chunk = i % Rows::kChunks, packed = u_.first_row + row;
-      const int position = packed >> p_.box_heads_log2;
+    for (int i = thread_; i < Shape::kRows * QueryRows::kChunks; i += Shape::kThreads) {
+      const int row = i / QueryRows::kChunks, chunk = i % QueryRows::kChunks;
+      const int packed = u_.first_row + row, position = packed >> p_.box_heads_log2;
       const int head = u_.first_head + (packed & (p_.shape.box_heads - 1));
       const bool real = position < u_.rows;
-      CopyAsync16(queries_ + Rows::At(row, chunk),
-                  q + (u_.row_begin + (real ? position : 0)) * p_.q_row_stride +
-                      head * p_.q_head_stride + chunk * 8,
-                  real ? 16 : 0);
+      const T* from =
+          q + (u_.row_begin + (real ? position : 0)) * p_.q_row_stride + head * p_.q_head_stride;
+      const uint32_t to = queries_ + QueryRows::At(row, chunk);
+      if constexpr (!kIsCode<E>) {
+        CopyAsync16(to, from + chunk * 8, real ? 16 : 0);
+      } else {
+        // The order of channels that LoadKeys has: pair t of half h of 16 channels.
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          CopyAsync4(to + t * 4, from + chunk / 2 * 16 + QueryChannel<E>(t, chunk & 1),
+                     real ? 4 : 0);
+        }
+      }
     }
     CommitCopies();
     if constexpr (Shape::kQueriesInRegisters) {
@@ -154,7 +167,7 @@ class MmaPrefill {
 #pragma unroll
     for (int m = 0; m < Shape::kTiles; ++m) {
       const int row = (thread_ / 32 * Shape::kTiles + m) * 16 + (lane & 15);
-      LoadMatrix4(a[m], queries_ + Rows::At(row, step * 2 + (lane >> 4)));
+      LoadMatrix4(a[m], queries_ + QueryRows::At(row, step * 2 + (lane >> 4)));
     }
   }
 
@@ -238,7 +251,7 @@ class MmaPrefill {
   }
 
   __device__ __forceinline__ void Scores(uint32_t keys, float (&s)[Shape::kTiles][8][4]) {
-    const int lane = Forgotten(lane_), r = lane & 7, i = lane >> 3;
+    const int lane = Forgotten(lane_);
 #pragma unroll
     for (int m = 0; m < Shape::kTiles; ++m) {
 #pragma unroll
@@ -253,12 +266,13 @@ class MmaPrefill {
       const uint32_t(&a)[Shape::kTiles][4] = query_[Shape::kQueriesInRegisters ? step : 0];
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        uint32_t b[4];
-        LoadMatrix4(b, keys + Rows::At(n * 16 + (i >> 1) * 8 + r, step * 2 + (i & 1)));
+        uint32_t b[1][4];
+        LoadKeys<E>([&](int key, int chunk) { return keys + Rows::At(n * 16 + key, chunk); }, lane,
+                    step, b);
 #pragma unroll
         for (int m = 0; m < Shape::kTiles; ++m) {
-          Mma16x8x16<T>(s[m][2 * n], a[m], b);
-          Mma16x8x16<T>(s[m][2 * n + 1], a[m], b + 2);
+          Mma16x8x16<T>(s[m][2 * n], a[m], b[0]);
+          Mma16x8x16<T>(s[m][2 * n + 1], a[m], b[0] + 2);
         }
       }
     }
@@ -296,7 +310,7 @@ class MmaPrefill {
   }
 
   __device__ __forceinline__ void Output(uint32_t values, const float (&s)[Shape::kTiles][8][4]) {
-    const int lane = Forgotten(lane_), r = lane & 7, i = lane >> 3;
+    const int lane = Forgotten(lane_);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       uint32_t a[Shape::kTiles][4];
@@ -306,12 +320,13 @@ class MmaPrefill {
       }
 #pragma unroll
       for (int n = 0; n < kHeadDim / 16; ++n) {
-        uint32_t b[4];
-        LoadMatrix4Transposed(b, values + Rows::At(step * 16 + (i & 1) * 8 + r, n * 2 + (i >> 1)));
+        uint32_t b[1][4];
+        LoadValues<E>([&](int key, int chunk) { return values + Rows::At(step * 16 + key, chunk); },
+                      lane, n, b);
 #pragma unroll
         for (int m = 0; m < Shape::kTiles; ++m) {
-          Mma16x8x16<T>(o_[m][2 * n], a[m], b);
-          Mma16x8x16<T>(o_[m][2 * n + 1], a[m], b + 2);
+          Mma16x8x16<T>(o_[m][2 * n], a[m], b[0]);
+          Mma16x8x16<T>(o_[m][2 * n + 1], a[m], b[0] + 2);
         }
       }
     }
@@ -327,14 +342,17 @@ class MmaPrefill {
         const float total = QuadSum(sum_[m][r]);
         if (position >= u_.rows) continue;
         const int64_t row = u_.row_begin + position;
-        const RowEnd end = EndRow(top_[m][r] * kLn2, total, p_.sinks, head);
+        RowEnd end = EndRow(top_[m][r] * kLn2, total, p_.sinks, head);
+        end.factor *= p_.cache.v_scale;
         if (p_.lse != nullptr && (lane_ & 3) == 0) p_.lse[row * p_.num_heads + head] = end.lse;
-        T* out = static_cast<T*>(p_.out) + row * p_.out_row_stride + head * p_.out_head_stride +
-                 (lane_ & 3) * 2;
+        T* out = static_cast<T*>(p_.out) + row * p_.out_row_stride + head * p_.out_head_stride;
 #pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n) {
-          *reinterpret_cast<uint32_t*>(out + n * 8) =
-              Pack<T>(o_[m][n][r * 2] * end.factor, o_[m][n][r * 2 + 1] * end.factor);
+        for (int n = 0; n < kHeadDim / 8; n += 2) {
+          ForOutputPairs<E>(o_[m][n], o_[m][n + 1], lane_, r,
+                            [&](int c, float first, float second) {
+                              *reinterpret_cast<uint32_t*>(out + n * 8 + c) =
+                                  Pack<T>(first * end.factor, second * end.factor);
+                            });
         }
       }
     }
@@ -353,18 +371,18 @@ class MmaPrefill {
   float sum_[Shape::kTiles][2];  // this thread's part
 };
 
-template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(MmaPrefillShape<kHeadDim>::kThreads)
+template <typename T, typename E, int kHeadDim>
+__global__ void __launch_bounds__(MmaPrefillShape<E, kHeadDim>::kThreads)
     MmaPrefillKernel(const __grid_constant__ MmaPrefillParams p) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ MmaPrefillUnit unit;
-  MmaPrefill<T, kHeadDim>(p, shared, unit).Run();
+  MmaPrefill<T, E, kHeadDim>(p, shared, unit).Run();
 }
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 cudaError_t LaunchMmaPrefillOf(const MmaPrefillParams& p, uint32_t units, cudaStream_t stream) {
-  using Shape = MmaPrefillShape<kHeadDim>;
-  const auto kernel = MmaPrefillKernel<T, kHeadDim>;
+  using Shape = MmaPrefillShape<E, kHeadDim>;
+  const auto kernel = MmaPrefillKernel<T, E, kHeadDim>;
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
   if (error != cudaSuccess) return error;

@@ -1,5 +1,6 @@
 // The order in which prefill's persistent blocks take their work: by section of KV heads that fit
 // the L2 cache, then longest list first. Order never changes a result, only the time.
+#include "kernels/cuda/attention/fp8_sizes.h"
 #include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/prefill_params.h"
 
@@ -107,7 +108,9 @@ const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
   const KvSelection& s = p.selection;
   if (p.q.dtype != DType::kBF16 && p.q.dtype != DType::kF16) return "q is neither bf16 nor f16";
   if (p.out.dtype != p.q.dtype) return "q and out differ in type";
-  if (p.cache.dtype != (p.q.dtype == DType::kBF16 ? KvDType::kBF16 : KvDType::kF16)) {
+  const bool codes = p.cache.dtype == KvDType::kFp8;
+  if (codes ? p.q.dtype != DType::kF16
+            : p.cache.dtype != (p.q.dtype == DType::kBF16 ? KvDType::kBF16 : KvDType::kF16)) {
     return "the cache's type differs from q's";
   }
   const int d = p.cache.head_dim;
@@ -115,6 +118,8 @@ const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
     if (FindMmaKernels(d) == nullptr) return "the build has no kernels for this head size";
   } else if (d != 64 && d != 128 && d != 256) {
     return "the head size is not 64, 128 or 256";
+  } else if (codes && !HasFastFp8(d)) {
+    return "the build has no fp8 kernels for this head size";
   }
   if (p.q.rank != 3 || p.out.rank != 3 || p.q.shape[2] != d || p.out.shape[2] != d) {
     return "q and out must be [rows, heads, head size]";
@@ -178,7 +183,8 @@ cudaError_t LaunchPrefillPlan(const AttentionParams& a, PrefillLayout layout, vo
   p.kv_lens = a.kv_lens;
   p.num_sequences = a.page_table.num_sequences;
   p.num_kv_heads = a.cache.num_heads;
-  p.kv_token_bytes = a.cache.head_dim * 4;
+  p.kv_token_bytes =
+      static_cast<int32_t>(2 * KvHeadPageBytes(a.cache.dtype, a.cache.head_dim) / kPageTokens);
   p.again = again;
   PrefillPlanKernel<<<1, kPlanThreads, 0, stream>>>(p);
   return cudaGetLastError();

@@ -7,7 +7,13 @@
 // its own second product and the other warpgroup's products occupy the tensor cores (the two take
 // turns by named barriers; FlashAttention-3, arXiv 2407.08608, describes the schedule). Tiles that
 // need no mask skip the mask code; which do is decided by the producer, per tile.
+//
+// Where the cache is e4m3 the producer brings codes into a ring of their own, and the other three
+// warps of its warpgroup turn them into halves, exactly, in the rings that the math warpgroups
+// read.
 #include "kernels/cuda/attention/edges.cuh"
+#include "kernels/cuda/attention/fp8_sizes.h"
+#include "kernels/cuda/attention/fragments.cuh"
 #include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/prefill_params.h"
 #include "kernels/cuda/attention/tensor_maps.h"
@@ -27,25 +33,44 @@ constexpr int kPagePanelBytes = kPageTokens * kPanelRowBytes;
 // Named barriers: 0 is __syncthreads.
 constexpr int kTurnBarrier = 1;   // + warpgroup: its turn on the tensor cores
 constexpr int kGroupBarrier = 3;  // + warpgroup: among its own threads
+constexpr int kConverterBarrier = 5;
 
-// Registers: producer + 2 * math is the 504 that three warpgroups start with.
-template <int kHeadDim>
+constexpr int kConverterWarps = 3;
+
+// Registers: producer + 2 * math is the 504 that three warpgroups start with. E: the cache's
+// element, uint8_t for e4m3.
+template <typename E, int kHeadDim>
 struct TileShape;
-template <>
-struct TileShape<64> {
+template <typename E>
+struct TileShape<E, 64> {
   static constexpr int kPages = 2, kKeySlots = 4, kValueSlots = 4;
   static constexpr int kProducerRegisters = 40, kMathRegisters = 232;
 };
-template <>
-struct TileShape<128> {
+template <typename E>
+struct TileShape<E, 128> {
   static constexpr int kPages = 2, kKeySlots = 3, kValueSlots = 3;
   static constexpr int kProducerRegisters = 40, kMathRegisters = 232;
 };
 // Too many accumulators to hold the queries in registers as well.
-template <>
-struct TileShape<256> {
+template <typename E>
+struct TileShape<E, 256> {
   static constexpr int kPages = 1, kKeySlots = 2, kValueSlots = 2;
   static constexpr int kProducerRegisters = 24, kMathRegisters = 240;
+};
+template <>
+struct TileShape<uint8_t, 64> {
+  static constexpr int kPages = 2, kKeySlots = 3, kValueSlots = 3, kCodeSlots = 4;
+  static constexpr int kProducerRegisters = 56, kMathRegisters = 224;
+};
+template <>
+struct TileShape<uint8_t, 128> {
+  static constexpr int kPages = 2, kKeySlots = 2, kValueSlots = 2, kCodeSlots = 4;
+  static constexpr int kProducerRegisters = 56, kMathRegisters = 224;
+};
+template <>
+struct TileShape<uint8_t, 256> {
+  static constexpr int kPages = 1, kKeySlots = 2, kValueSlots = 2, kCodeSlots = 2;
+  static constexpr int kProducerRegisters = 40, kMathRegisters = 232;
 };
 
 // One work unit as the math warpgroups see it.
@@ -67,11 +92,26 @@ struct alignas(16) KeyTile {
 };
 constexpr int32_t kNeedsMask = 1;
 constexpr int32_t kEndOfList = 2;
+constexpr int32_t kNoMoreLists = 4;  // to the converter, as is
+constexpr int32_t kValues = 8;       // a tile's values, not its keys
 constexpr int32_t kNoKeys = 0xff;  // nothing was copied
 
+// The ring of codes between the producer and the converter. Keys are a tile ahead of values, as the
+// products are: K0, K1, V0, K2, V1 and so on.
+template <typename E, int kHeadDim>
+struct CodeRing {};
 template <int kHeadDim>
+struct CodeRing<uint8_t, kHeadDim> {
+  using Shape = TileShape<uint8_t, kHeadDim>;
+  static constexpr int kTileBytes = Shape::kPages * kPageTokens * kHeadDim;
+  alignas(1024) uint8_t codes[Shape::kCodeSlots][kTileBytes];
+  KeyTile tile[Shape::kCodeSlots];
+  uint64_t full[Shape::kCodeSlots], empty[Shape::kCodeSlots];
+};
+
+template <typename E, int kHeadDim>
 struct SharedStorage {
-  using Shape = TileShape<kHeadDim>;
+  using Shape = TileShape<E, kHeadDim>;
   static constexpr int kQueryBytes = kTileRows * kHeadDim * 2;
   static constexpr int kTileBytes = Shape::kPages * kPageTokens * kHeadDim * 2;
   alignas(1024) uint8_t q[kQueryBytes];
@@ -82,6 +122,7 @@ struct SharedStorage {
   uint64_t q_full, q_empty;
   uint64_t k_full[Shape::kKeySlots], k_empty[Shape::kKeySlots];
   uint64_t v_full[Shape::kValueSlots], v_empty[Shape::kValueSlots];
+  CodeRing<E, kHeadDim> ring;
 };
 
 struct KernelParams {
@@ -99,6 +140,7 @@ struct KernelParams {
   int32_t num_heads;
   float scale;
   float softcap;
+  float v_scale;
   const float* sinks;
   void* out;
   int64_t out_row_stride, out_head_stride;  // elements
@@ -106,6 +148,12 @@ struct KernelParams {
 };
 
 // --- producer ------------------------------------------------------------------------------------
+
+template <typename Shape>
+constexpr int CodeSlots() {
+  if constexpr (requires { Shape::kCodeSlots; }) return Shape::kCodeSlots;
+  return 1;
+}
 
 // Everything the producer needs to walk one unit's list.
 struct ListWalk {
@@ -116,12 +164,12 @@ struct ListWalk {
   EdgeRule edge;
 };
 
-template <int kHeadDim>
+template <typename E, int kHeadDim>
 class Producer {
  public:
-  using Shape = TileShape<kHeadDim>;
-  using Storage = SharedStorage<kHeadDim>;
-  static constexpr int kPanels = kHeadDim / kPanelColumns;
+  using Shape = TileShape<E, kHeadDim>;
+  using Storage = SharedStorage<E, kHeadDim>;
+  static constexpr int kPanels = kHeadDim / kPanelColumns;  // of queries
 
   __device__ Producer(const KernelParams& p, Storage& s)
       : p_(p), s_(s), lane_(static_cast<int>(threadIdx.x) & 31) {}
@@ -139,6 +187,7 @@ class Producer {
       BarrierWait(&s_.q_empty, q_.parity ^ 1);
       s_.unit.stop = 1;
       BarrierArrive(&s_.q_full);
+      if constexpr (kIsCode<E>) PostEnd(kNoMoreLists);
       if (atomicAdd(&p_.plan->blocks_done, 1u) == gridDim.x - 1) {
         p_.plan->next_unit = 0;
         p_.plan->blocks_done = 0;
@@ -260,12 +309,19 @@ class Producer {
     }
     // A list without pages still gets one tile, of nothing.
     if (present != 0 || !any) LoadTile(w, kv_head, page, logical, present);
-    if (lane_ == 0) {
-      BarrierWait(&s_.k_empty[k_.slot], k_.parity ^ 1);
-      s_.key_tile[k_.slot].flags = kEndOfList;
-      BarrierArrive(&s_.k_full[k_.slot]);
+    if constexpr (kIsCode<E>) {
+      if (lane_ == 0) {
+        PostEnd(kEndOfList);
+        PostValues(kv_head);
+      }
+    } else {
+      if (lane_ == 0) {
+        BarrierWait(&s_.k_empty[k_.slot], k_.parity ^ 1);
+        s_.key_tile[k_.slot].flags = kEndOfList;
+        BarrierArrive(&s_.k_full[k_.slot]);
+      }
+      k_.Advance();
     }
-    k_.Advance();
   }
 
   __device__ __forceinline__ void LoadTile(const ListWalk& w, int kv_head, const int32_t* page,
@@ -286,29 +342,60 @@ class Producer {
         tile.flags |= logical[i] & 1;
         if (w.span.kv_len - base < kPageTokens) tile.tails |= (w.span.kv_len - base) << (8 * i);
       }
-      BarrierWait(&s_.k_empty[k_.slot], k_.parity ^ 1);
-      s_.key_tile[k_.slot] = tile;
-      LoadPages(&p_.k_map, &s_.k_full[k_.slot], s_.k[k_.slot], kv_head, page, present);
-      BarrierWait(&s_.v_empty[v_.slot], v_.parity ^ 1);
-      LoadPages(&p_.v_map, &s_.v_full[v_.slot], s_.v[v_.slot], kv_head, page, present);
+      if constexpr (kIsCode<E>) {
+        PostCodes(&p_.k_map, tile, kv_head, page, present);
+        PostValues(kv_head);
+        values_ = {{page[0], page[1]}, present, tile.tails, true};
+      } else {
+        BarrierWait(&s_.k_empty[k_.slot], k_.parity ^ 1);
+        s_.key_tile[k_.slot] = tile;
+        LoadPages(&p_.k_map, &s_.k_full[k_.slot], s_.k[k_.slot], kv_head, page, present);
+        BarrierWait(&s_.v_empty[v_.slot], v_.parity ^ 1);
+        LoadPages(&p_.v_map, &s_.v_full[v_.slot], s_.v[v_.slot], kv_head, page, present);
+      }
     }
     k_.Advance();
     v_.Advance();
+  }
+
+  // The ring of codes is filled by lane 0, which alone keeps codes_ and values_.
+  __device__ __forceinline__ void PostCodes(const CUtensorMap* map, const KeyTile& tile, int kv_head,
+                                            const int32_t* page, uint32_t present) {
+    BarrierWait(&s_.ring.empty[codes_.slot], codes_.parity ^ 1);
+    s_.ring.tile[codes_.slot] = tile;
+    LoadPages(map, &s_.ring.full[codes_.slot], s_.ring.codes[codes_.slot], kv_head, page, present);
+    codes_.Advance();
+  }
+  // Those of the tile before.
+  __device__ __forceinline__ void PostValues(int kv_head) {
+    if (!values_.waiting) return;
+    PostCodes(&p_.v_map, {.base = {}, .flags = kValues, .tails = values_.tails}, kv_head,
+              values_.page, values_.present);
+    values_.waiting = false;
+  }
+  __device__ __forceinline__ void PostEnd(int32_t flags) {
+    BarrierWait(&s_.ring.empty[codes_.slot], codes_.parity ^ 1);
+    s_.ring.tile[codes_.slot].flags = flags;
+    BarrierArrive(&s_.ring.full[codes_.slot]);
+    codes_.Advance();
   }
 
   // Pages that are not present are not copied: a box outside the tensor map reads as zeros, but its
   // addresses are translated all the same, and a cache is mapped only where it is in use.
   __device__ __forceinline__ void LoadPages(const CUtensorMap* map, uint64_t* full, uint8_t* to,
                                             int kv_head, const int32_t* page, uint32_t present) {
-    BarrierArriveExpect(full, static_cast<uint32_t>(__popc(present)) * (kPanels * kPagePanelBytes));
+    constexpr int kRowBytes = PagePanelBytes(kHeadDim * sizeof(E));
+    constexpr int kBytes = kPageTokens * kRowBytes, kColumns = kRowBytes / sizeof(E);
+    constexpr int kCount = kHeadDim / kColumns;
+    BarrierArriveExpect(full, static_cast<uint32_t>(__popc(present)) * (kCount * kBytes));
     const uint32_t address = SharedAddress(to);
 #pragma unroll
     for (int i = 0; i < Shape::kPages; ++i) {
       if (!(present >> i & 1)) continue;
 #pragma unroll
-      for (int h = 0; h < kPanels; ++h) {
-        TensorLoad4(map, full, address + (h * Shape::kPages + i) * kPagePanelBytes,
-                    h * kPanelColumns, 0, kv_head, page[i]);
+      for (int h = 0; h < kCount; ++h) {
+        TensorLoad4(map, full, address + (h * Shape::kPages + i) * kBytes, h * kColumns, 0, kv_head,
+                    page[i]);
       }
     }
   }
@@ -319,15 +406,131 @@ class Producer {
   RingCursor<1> q_;
   RingCursor<Shape::kKeySlots> k_;
   RingCursor<Shape::kValueSlots> v_;
+  RingCursor<CodeSlots<Shape>()> codes_;
+  struct {
+    int32_t page[2];
+    uint32_t present;
+    int32_t tails;
+    bool waiting;
+  } values_ = {};  // of the last tile whose keys were posted
+};
+
+// --- converter -----------------------------------------------------------------------------------
+
+// Three warps between the ring of codes and those of keys and values.
+template <int kHeadDim>
+class Converter {
+ public:
+  using Shape = TileShape<uint8_t, kHeadDim>;
+  using Storage = SharedStorage<uint8_t, kHeadDim>;
+
+  __device__ Converter(Storage& s)
+      : s_(s),
+        warp_(static_cast<int>(threadIdx.x) / 32 - 1),
+        lane_(static_cast<int>(threadIdx.x) & 31) {}
+
+  __device__ void Run() {
+    while (true) {
+      BarrierWait(&s_.ring.full[codes_.slot], codes_.parity);
+      const KeyTile tile = ReadThroughOneLane(&s_.ring.tile[codes_.slot]);
+      if (tile.flags & kNoMoreLists) return;
+      if (tile.flags & kValues) {
+        BarrierWait(&s_.v_empty[v_.slot], v_.parity ^ 1);
+        Convert(s_.v[v_.slot], tile.tails);
+        Publish(&s_.v_full[v_.slot]);
+        v_.Advance();
+      } else {
+        BarrierWait(&s_.k_empty[k_.slot], k_.parity ^ 1);
+        if (Speaks()) s_.key_tile[k_.slot] = tile;
+        if (!(tile.flags & kEndOfList)) Convert(s_.k[k_.slot], 0);
+        Publish(&s_.k_full[k_.slot]);
+        k_.Advance();
+      }
+    }
+  }
+
+ private:
+  // A warp takes 8 rows at a time, in columns of 64 channels: lane l the codes of channels
+  // [16 (l % 4), + 16) of a row. The two rows of 8 neighbouring lanes differ by 5: so neither their
+  // reads of swizzled codes nor their writes of swizzled halves meet in a bank. All of a batch is
+  // read before it is written: shared memory is busy with the products' operands, and slow to
+  // answer.
+  __device__ __forceinline__ void Convert(uint8_t* to, int32_t tails) {
+    constexpr int kRows = Shape::kPages * kPageTokens, kGroups = kRows / 8;
+    constexpr int kPanels = kHeadDim / kPanelColumns, kBatch = 6 / kPanels;
+    constexpr int kCodeRowBytes = PagePanelBytes(kHeadDim), kChunks = kCodeRowBytes / 16;
+    const uint8_t* from = s_.ring.codes[codes_.slot];
+    const int chunk = lane_ & 3, row = (lane_ >> 3) * 2 ^ (lane_ >> 2 & 1) * 5;
+#pragma unroll 1
+    for (int first = warp_; first < kGroups; first += kBatch * kConverterWarps) {
+      uint4 codes[kBatch][kPanels];
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const int group = first + n * kConverterWarps;
+        if (group >= kGroups) break;
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          const int column = panel * 4 + chunk;  // of 16 codes
+          codes[n][panel] = *reinterpret_cast<const uint4*>(
+              from + group * 8 * kCodeRowBytes + panel * 4 / kChunks * (kRows * kCodeRowBytes) +
+              PanelOffset<kCodeRowBytes>(row, column % kChunks));
+        }
+        if (tails != 0 && !Exists(tails, group * 8 + row)) {
+#pragma unroll
+          for (int panel = 0; panel < kPanels; ++panel) codes[n][panel] = make_uint4(0, 0, 0, 0);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kBatch; ++n) {
+        const int group = first + n * kConverterWarps;
+        if (group >= kGroups) break;
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          uint8_t* rows = to + panel * (kRows * kPanelRowBytes) + group * 8 * kPanelRowBytes;
+          const uint4& c = codes[n][panel];
+          Store(rows + PanelOffset<kPanelRowBytes>(row, chunk * 2), c.x, c.y);
+          Store(rows + PanelOffset<kPanelRowBytes>(row, chunk * 2 + 1), c.z, c.w);
+        }
+      }
+    }
+  }
+  // False for rows of values that must be zero: see ClearTails.
+  __device__ __forceinline__ static bool Exists(int32_t tails, int row) {
+    const int tail = tails >> (8 * (row / kPageTokens)) & 0xff;
+    return tail == 0 || (tail != kNoKeys && row % kPageTokens < tail);
+  }
+  __device__ __forceinline__ static void Store(uint8_t* to, uint32_t first, uint32_t second) {
+    uint32_t halves[4];
+    HalvesOfCodes(first, halves);
+    HalvesOfCodes(second, halves + 2);
+    *reinterpret_cast<uint4*>(to) = make_uint4(halves[0], halves[1], halves[2], halves[3]);
+  }
+
+  // Gives the codes' slot back and the halves to the tensor cores: one thread reports these for all,
+  // behind a barrier.
+  __device__ __forceinline__ void Publish(uint64_t* full) {
+    AsyncProxyFence();
+    NamedBarrierSync(kConverterBarrier, kConverterWarps * 32);
+    if (lane_ == 0) BarrierArrive(&s_.ring.empty[codes_.slot]);
+    if (Speaks()) BarrierArrive(full);
+    codes_.Advance();
+  }
+  __device__ __forceinline__ bool Speaks() const { return warp_ == 0 && lane_ == 0; }
+
+  Storage& s_;
+  const int warp_, lane_;
+  RingCursor<Shape::kKeySlots> k_;
+  RingCursor<Shape::kValueSlots> v_;
+  RingCursor<Shape::kCodeSlots> codes_;
 };
 
 // --- math ----------------------------------------------------------------------------------------
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 class MathGroup {
  public:
-  using Shape = TileShape<kHeadDim>;
-  using Storage = SharedStorage<kHeadDim>;
+  using Shape = TileShape<E, kHeadDim>;
+  using Storage = SharedStorage<E, kHeadDim>;
   static constexpr int kKeys = Shape::kPages * kPageTokens;
   static constexpr int kPanels = kHeadDim / kPanelColumns;
   static constexpr bool kQueriesInRegisters = kHeadDim <= 128;
@@ -406,7 +609,7 @@ class MathGroup {
       NamedBarrierSync(kTurnBarrier + group_, 256);
       IssueScores(s);
       BarrierWait(&s_.v_full[v_.slot], v_.parity);
-      if (tails != 0) ClearTails(tails);
+      if (!kIsCode<E> && tails != 0) ClearTails(tails);
       IssueOutput(o, prob, accumulate);
       accumulate = 1;
       NamedBarrierArrive(kTurnBarrier + (group_ ^ 1), 256);
@@ -439,7 +642,7 @@ class MathGroup {
       q_.Advance();
     }
     BarrierWait(&s_.v_full[v_.slot], v_.parity);
-    if (tails != 0) ClearTails(tails);
+    if (!kIsCode<E> && tails != 0) ClearTails(tails);
     IssueOutput(o, prob, accumulate);
     WgmmaWait<0>();
     FenceRegisters(o);
@@ -488,7 +691,8 @@ class MathGroup {
   }
 
   // Values beyond the sequence's length, or of a page that was not copied, may be anything, and
-  // 0 * NaN is NaN: zero their rows. Both warpgroups do, each before its own product.
+  // 0 * NaN is NaN: zero their rows. Both warpgroups do, each before its own product. (Of codes the
+  // converter does.)
   __device__ __forceinline__ void ClearTails(int32_t tails) {
     uint8_t* v = s_.v[v_.slot];
 #pragma unroll 1
@@ -603,6 +807,7 @@ class MathGroup {
           const float mine = __expf(best - most);
           factor[r] = mine / (total * mine + __expf(sink - most));
         }
+        factor[r] *= p_.v_scale;
       }
     }
     T* out = static_cast<T*>(p_.out);
@@ -638,12 +843,12 @@ class MathGroup {
   RingCursor<Shape::kValueSlots> v_;
 };
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 __global__ void __launch_bounds__(kThreads, 1)
     PrefillKernel(const __grid_constant__ KernelParams p) {
-  using Shape = TileShape<kHeadDim>;
+  using Shape = TileShape<E, kHeadDim>;
   extern __shared__ __align__(1024) uint8_t shared[];
-  auto& s = *reinterpret_cast<SharedStorage<kHeadDim>*>(shared);
+  auto& s = *reinterpret_cast<SharedStorage<E, kHeadDim>*>(shared);
   if (threadIdx.x == 0) {
     constexpr int kWarps = kMathGroups * 4;
     BarrierInit(&s.q_full, 1);
@@ -656,6 +861,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       BarrierInit(&s.v_full[i], 1);
       BarrierInit(&s.v_empty[i], kWarps);
     }
+    if constexpr (kIsCode<E>) {
+      for (int i = 0; i < Shape::kCodeSlots; ++i) {
+        BarrierInit(&s.ring.full[i], 1);
+        BarrierInit(&s.ring.empty[i], kConverterWarps);
+      }
+    }
     BarrierInitFence();
     PrefetchTensorMap(&p.q_map);
     PrefetchTensorMap(&p.k_map);
@@ -665,10 +876,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
     ReleaseRegisters<Shape::kProducerRegisters>();
-    if (threadIdx.x < 32) Producer<kHeadDim>(p, s).Run();
+    if (threadIdx.x < 32) {
+      Producer<E, kHeadDim>(p, s).Run();
+    } else if constexpr (kIsCode<E>) {
+      Converter<kHeadDim>(s).Run();
+    }
   } else {
     ClaimRegisters<Shape::kMathRegisters>();
-    MathGroup<T, kHeadDim>(p, s, group - 1).Run();
+    MathGroup<T, E, kHeadDim>(p, s, group - 1).Run();
   }
 }
 
@@ -678,10 +893,10 @@ int Log2(int n) {
   return log;
 }
 
-template <typename T, int kHeadDim>
+template <typename T, typename E, int kHeadDim>
 cudaError_t Launch(const KernelParams& params, cudaStream_t stream) {
-  const auto kernel = PrefillKernel<T, kHeadDim>;
-  constexpr int kBytes = sizeof(SharedStorage<kHeadDim>);
+  const auto kernel = PrefillKernel<T, E, kHeadDim>;
+  constexpr int kBytes = sizeof(SharedStorage<E, kHeadDim>);
   static_assert(kBytes <= 227 * 1024);
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -692,6 +907,14 @@ cudaError_t Launch(const KernelParams& params, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   kernel<<<processors, kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
+}
+
+template <int kHeadDim>
+cudaError_t LaunchSize(KvDType dtype, const KernelParams& p, cudaStream_t stream) {
+  if (dtype == KvDType::kBF16) return Launch<__nv_bfloat16, __nv_bfloat16, kHeadDim>(p, stream);
+  if (dtype == KvDType::kF16) return Launch<__half, __half, kHeadDim>(p, stream);
+  if constexpr (HasFastFp8(kHeadDim)) return Launch<__half, uint8_t, kHeadDim>(p, stream);
+  return cudaErrorNotSupported;
 }
 
 }  // namespace
@@ -716,20 +939,20 @@ cudaError_t LaunchFastPrefill(const AttentionParams& a, PrefillLayout layout, vo
   p.box_heads_log2 = Log2(p.shape.box_heads);
   p.num_heads = static_cast<int32_t>(a.q.shape[1]);
   p.scale = a.scale;
+  p.v_scale = a.cache.v_scale;
   p.softcap = a.softcap;
   p.sinks = a.sinks;
   p.out = a.out.data;
   p.out_row_stride = a.out.strides[0];
   p.out_head_stride = a.out.strides[1];
   p.lse = a.lse;
-  const bool half = a.q.dtype == DType::kF16;
   switch (a.cache.head_dim) {
     case 64:
-      return half ? Launch<__half, 64>(p, stream) : Launch<__nv_bfloat16, 64>(p, stream);
+      return LaunchSize<64>(a.cache.dtype, p, stream);
     case 128:
-      return half ? Launch<__half, 128>(p, stream) : Launch<__nv_bfloat16, 128>(p, stream);
+      return LaunchSize<128>(a.cache.dtype, p, stream);
     case 256:
-      return half ? Launch<__half, 256>(p, stream) : Launch<__nv_bfloat16, 256>(p, stream);
+      return LaunchSize<256>(a.cache.dtype, p, stream);
   }
   return cudaErrorNotSupported;
 }

@@ -12,6 +12,11 @@ __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int b
                "r"(bytes)
                : "memory");
 }
+// The same of 4 bytes.
+__device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
 // Makes a group of this thread's copies since the last call.
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

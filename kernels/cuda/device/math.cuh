@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -23,6 +24,21 @@ __device__ __forceinline__ float Exp2(float x) {
 __device__ __forceinline__ float Tanh(float x) {
   const float e = Exp2(2.0f * kLog2E * fabsf(x));
   return copysignf(1.0f - __fdividef(2.0f, 1.0f + e), x);
+}
+
+// e4m3, as E4m3ToFloat and FloatToE4m3 (quant.h).
+__device__ __forceinline__ float FromE4m3(uint8_t code) {
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
+}
+__device__ __forceinline__ uint8_t ToE4m3(float x) {
+  const uint8_t code = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+  return (code & 0x7f) == 0x7f ? 0x7f | (__float_as_uint(x) >> 24 & 0x80) : code;
+}
+
+// Two codes as two halves, the first in the low half; exact.
+__device__ __forceinline__ uint32_t HalvesOfE4m3(uint16_t codes) {
+  const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3);
+  return static_cast<uint32_t>(halves.y) << 16 | halves.x;
 }
 
 // Two floats as one word of two 16-bit values, the first in the low half.

@@ -267,6 +267,8 @@ __device__ __forceinline__ float KeyOf(const Params& a, const char* page, int32_
       return __half2float(reinterpret_cast<const __half*>(page)[at]);
     case KvDType::kBF16:
       return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(page)[at]);
+    case KvDType::kFp8:
+      return FromE4m3(reinterpret_cast<const uint8_t*>(page)[at]);
     case KvDType::kQ8: {
       const auto* scales = reinterpret_cast<const float*>(
           page + static_cast<int64_t>(kPageTokens) * a.p.cache.head_dim);

@@ -276,6 +276,7 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
       break;
     case KvDType::kF32:
     case KvDType::kQ8:
+    case KvDType::kFp8:
       error = LaunchScores<float>(s, blocks, shared, stream);
       break;
   }

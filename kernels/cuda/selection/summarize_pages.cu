@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/selection/selection.h"
 
 namespace longstride::kernels::cuda {
@@ -22,6 +23,9 @@ __device__ float KeyOf(const __nv_bfloat16* page, int32_t slot, int32_t dim, int
 }
 __device__ float KeyOf(const float* page, int32_t slot, int32_t dim, int32_t d) {
   return page[static_cast<int64_t>(slot) * dim + d];
+}
+__device__ float KeyOf(const uint8_t* page, int32_t slot, int32_t dim, int32_t d) {  // kFp8
+  return FromE4m3(page[static_cast<int64_t>(slot) * dim + d]);
 }
 // kQ8: codes, then a scale for each slot.
 __device__ float KeyOf(const int8_t* page, int32_t slot, int32_t dim, int32_t d) {
@@ -83,6 +87,8 @@ cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream
       return LaunchOverlapped(SummarizeKernel<__half, __half>, blocks, kThreads, 0, stream, p);
     case KvDType::kBF16:
       return LaunchOverlapped(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>, blocks, kThreads, 0, stream, p);
+    case KvDType::kFp8:
+      return LaunchOverlapped(SummarizeKernel<uint8_t, float>, blocks, kThreads, 0, stream, p);
     case KvDType::kQ8:
       return LaunchOverlapped(SummarizeKernel<int8_t, float>, blocks, kThreads, 0, stream, p);
   }

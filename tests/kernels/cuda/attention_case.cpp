@@ -2,6 +2,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 namespace longstride::kernels::cuda {
 namespace {
 
-constexpr uint16_t kPoison = 0x7fd5;  // a NaN in both 16-bit formats
+constexpr uint8_t kPoisonByte = 0x7f;  // a NaN of e4m3, and twice one in both 16-bit formats
 constexpr int kOutPoisonByte = 0xd5;
 
 void Must(cudaError_t error) {
@@ -42,6 +43,18 @@ double AttentionCase::ToDouble(uint16_t bits) const {
 uint16_t AttentionCase::FromFloat(float value) const {
   if (spec_.dtype == DType::kBF16) return __nv_bfloat16_raw(__float2bfloat16(value)).x;
   return __half_raw(__float2half(value)).x;
+}
+
+float AttentionCase::StoreKv(std::vector<uint8_t>* page, size_t at, float value,
+                             float scale) const {
+  if (spec_.fp8) {
+    const uint8_t code = __nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3);
+    (*page)[at] = code;
+    return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3))) * scale;
+  }
+  const uint16_t bits = FromFloat(value);
+  std::memcpy(page->data() + 2 * at, &bits, 2);
+  return static_cast<float>(ToDouble(bits));
 }
 
 template <typename T>
@@ -76,7 +89,10 @@ void AttentionCase::MakePages() {
     needed += pages;
   }
   const int32_t pool = std::max({spec_.pool_pages, spec_.first_pool_page + needed + 3, needed + 3});
-  const int64_t head_bytes = KvHeadPageBytes(KvDType::kBF16, d);
+  const KvDType dtype = spec_.fp8                     ? KvDType::kFp8
+                        : spec_.dtype == DType::kBF16 ? KvDType::kBF16
+                                                      : KvDType::kF16;
+  const int64_t head_bytes = KvHeadPageBytes(dtype, d);
   const int64_t page_bytes = head_bytes * heads;
   PagedKv& cache = params_.cache;
   cache.page_stride = page_bytes;
@@ -84,7 +100,8 @@ void AttentionCase::MakePages() {
   cache.num_pages = pool;
   cache.num_heads = heads;
   cache.head_dim = d;
-  cache.dtype = spec_.dtype == DType::kBF16 ? KvDType::kBF16 : KvDType::kF16;
+  cache.dtype = dtype;
+  if (spec_.fp8) cache.v_scale = 1.3f;
   for (void** half : {&cache.k, &cache.v}) {
     Must(cudaMalloc(half, static_cast<size_t>(pool) * page_bytes));
     device_.push_back(*half);
@@ -104,20 +121,20 @@ void AttentionCase::MakePages() {
     for (int32_t page = 0; page * kPageTokens < n; ++page) {
       const int32_t id = ids[next_id++];
       table[q * stride + page] = id;
-      std::vector<uint16_t> both[2];
+      std::vector<uint8_t> both[2];
       for (int half = 0; half < 2; ++half) {
         auto& bits = both[half];
-        bits.assign(page_bytes / 2, kPoison);
+        bits.assign(page_bytes, kPoisonByte);
         for (int32_t h = 0; h < heads; ++h) {
           // Keys depend on their sequence and position alone, so that cut and batched cases agree.
           std::normal_distribution<float> normal;
           std::mt19937_64 gen(spec_.seed + ((q * 65536 + page) * 2 + half) * 256 + h);
           for (int32_t t = 0; t < kPageTokens && page * kPageTokens + t < n; ++t) {
             for (int32_t c = 0; c < d; ++c) {
-              const uint16_t b = FromFloat(normal(gen));
-              bits[(static_cast<size_t>(h) * kPageTokens + t) * d + c] = b;
               const size_t at = ((static_cast<size_t>(page) * kPageTokens + t) * heads + h) * d + c;
-              (half == 0 ? k : v)[at] = static_cast<float>(ToDouble(b));
+              (half == 0 ? k : v)[at] =
+                  StoreKv(&bits, (static_cast<size_t>(h) * kPageTokens + t) * d + c, normal(gen),
+                          half == 0 ? 1.0f : cache.v_scale);
             }
           }
         }

@@ -22,7 +22,8 @@ struct CaseSpec {
   int32_t head_dim = 128;
   int32_t query_heads = 4;
   int32_t kv_heads = 2;
-  DType dtype = DType::kBF16;
+  DType dtype = DType::kBF16;  // of queries and outputs, and of the cache unless that is e4m3
+  bool fp8 = false;            // an e4m3 cache; dtype is then kF16
   std::vector<CaseSequence> sequences;
   ListHeads list_heads = ListHeads::kShared;
   int32_t entry_tokens = 64;
@@ -74,6 +75,8 @@ class AttentionCase {
                     double* lse) const;
   double ToDouble(uint16_t bits) const;
   uint16_t FromFloat(float value) const;
+  // Writes element `at` of a page half, and returns what it stands for.
+  float StoreKv(std::vector<uint8_t>* page, size_t at, float value, float scale) const;
 
   CaseSpec spec_;
   std::mt19937_64 rng_;

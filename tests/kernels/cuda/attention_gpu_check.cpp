@@ -76,9 +76,13 @@ bool Wanted(const std::string& name) { return name.find(filter) != std::string::
 
 double Tolerance(const CaseSpec& s) { return s.dtype == DType::kBF16 ? 6e-3 : 8e-4; }
 
+const char* TypeSuffix(const CaseSpec& s) {
+  return s.fp8 ? " fp8" : s.dtype == DType::kF16 ? " f16" : "";
+}
+
 void Prefill(CaseSpec s, PrefillLayout layout = PrefillLayout::kPlain) {
   s.name = std::string("prefill ") + (layout == PrefillLayout::kPacked ? "packed " : "") + s.name +
-           " d" + std::to_string(s.head_dim) + (s.dtype == DType::kF16 ? " f16" : "");
+           " d" + std::to_string(s.head_dim) + TypeSuffix(s);
   if (!Wanted(s.name)) return;
   AttentionCase c(s);
   RunPrefill(&c, layout);
@@ -86,8 +90,7 @@ void Prefill(CaseSpec s, PrefillLayout layout = PrefillLayout::kPlain) {
 }
 
 void Decode(CaseSpec s) {
-  s.name = "decode " + s.name + " d" + std::to_string(s.head_dim) +
-           (s.dtype == DType::kF16 ? " f16" : "");
+  s.name = "decode " + s.name + " d" + std::to_string(s.head_dim) + TypeSuffix(s);
   if (!Wanted(s.name)) return;
   s.query_tile = s.query_tile == 128 ? 1 : s.query_tile;
   AttentionCase c(s);
@@ -103,10 +106,11 @@ CaseSpec Make(const char* name, std::vector<CaseSequence> sequences) {
 }
 
 // Cases that every head size and type runs.
-void PrefillShapes(int32_t head_dim, DType dtype) {
+void PrefillShapes(int32_t head_dim, DType dtype, bool fp8 = false) {
   const auto both = [&](CaseSpec s) {
     s.head_dim = head_dim;
     s.dtype = dtype;
+    s.fp8 = fp8;
     Prefill(s);
     if (s.list_heads != ListHeads::kPerQHead) Prefill(s, PrefillLayout::kPacked);
   };
@@ -159,10 +163,11 @@ void PrefillShapes(int32_t head_dim, DType dtype) {
   both(s);
 }
 
-void DecodeShapes(int32_t head_dim, DType dtype) {
+void DecodeShapes(int32_t head_dim, DType dtype, bool fp8 = false) {
   const auto run = [&](CaseSpec s) {
     s.head_dim = head_dim;
     s.dtype = dtype;
+    s.fp8 = fp8;
     Decode(s);
   };
   run(Make("one token", {{1, 0, 1}}));
@@ -210,13 +215,15 @@ void DecodeShapes(int32_t head_dim, DType dtype) {
 }
 
 // The same rows, bit for bit, whole or cut anywhere.
-void CutsDoNotMatter() {
+void CutsDoNotMatter(bool fp8) {
   for (double density : {1.0, 0.4}) {
     for (int cut : {1, 100, 128, 300, 577}) {
       CaseSpec s = Make("prefill cut", {{701, 0, 701}});
       if (!Wanted(s.name)) return;
       s.list_heads = ListHeads::kPerQHead;
       s.density = density;
+      s.fp8 = fp8;
+      if (fp8) s.dtype = DType::kF16;
       s.edge.window = density < 1 ? 0 : 200;
       AttentionCase whole(s);
       RunPrefill(&whole, PrefillLayout::kPlain);
@@ -239,12 +246,14 @@ void CutsDoNotMatter() {
 }
 
 // A sequence decodes to the same bits alone and in company.
-void CompanyDoesNotMatter() {
+void CompanyDoesNotMatter(bool fp8) {
   CaseSpec s = Make("decode company", {{5000, 4999, 1}});
   if (!Wanted(s.name)) return;
   s.query_tile = 1;
   s.query_heads = 32;
   s.kv_heads = 8;
+  s.fp8 = fp8;
+  if (fp8) s.dtype = DType::kF16;
   AttentionCase alone(s);
   RunDecode(&alone);
   CaseSpec many = s;
@@ -314,11 +323,18 @@ void CheckPath() {
                                          : std::vector<int32_t>{128, 64, 80, 96, 192, 256};
   for (int32_t d : sizes) PrefillShapes(d, DType::kBF16);
   PrefillShapes(128, DType::kF16);
-  CutsDoNotMatter();
+  // One of each way that codes lie in shared memory.
+  const std::vector<int32_t> fp8_sizes =
+      path == KernelPath::kFast ? sizes : std::vector<int32_t>{128, 64, 80, 192};
+  for (int32_t d : fp8_sizes) PrefillShapes(d, DType::kF16, /*fp8=*/true);
+  CutsDoNotMatter(/*fp8=*/false);
+  CutsDoNotMatter(/*fp8=*/true);
   MissingPagesAreReported();
   for (int32_t d : sizes) DecodeShapes(d, DType::kBF16);
   DecodeShapes(128, DType::kF16);
-  CompanyDoesNotMatter();
+  for (int32_t d : fp8_sizes) DecodeShapes(d, DType::kF16, /*fp8=*/true);
+  CompanyDoesNotMatter(/*fp8=*/false);
+  CompanyDoesNotMatter(/*fp8=*/true);
   size_t free_bytes = 0, total = 0;
   Must(cudaMemGetInfo(&free_bytes, &total), "memory");
   if (free_bytes > (size_t{60} << 30)) {  // page ids above 2^20, byte offsets past 2^34

@@ -195,13 +195,39 @@ TEST_P(ArchitectureTest, ChunkingDoesNotChangeBits) {
   const TinyModel model(GetParam());
   const std::vector<int32_t> tokens = RandomTokens(150, model.spec.vocab_size, 4);
   for (const BackendKind kind : Backends()) {
-    PagedRunner runner(&model.spec, "{}", kind, kernels::KvDType::kF16);
-    const FloatRows once = runner.Prefill(0, tokens, 150);
-    int sequence = 1;
-    for (const int32_t chunk : {1, 7, 63, 64, 65, 128, 149}) {
-      EXPECT_EQ(runner.Prefill(sequence, tokens, chunk), once) << "chunk " << chunk;
-      runner.Drop(sequence++);
+    for (const auto dtype : {kernels::KvDType::kF16, kernels::KvDType::kFp8}) {
+      PagedRunner runner(&model.spec, "{}", kind, dtype);
+      const FloatRows once = runner.Prefill(0, tokens, 150);
+      int sequence = 1;
+      for (const int32_t chunk : {1, 7, 63, 64, 65, 128, 149}) {
+        EXPECT_EQ(runner.Prefill(sequence, tokens, chunk), once)
+            << "chunk " << chunk << " " << kernels::KvDTypeName(dtype);
+        runner.Drop(sequence++);
+      }
     }
+  }
+}
+
+// Scales of powers of two change the codes' exponents and nothing else, but for the smallest
+// values; a scale that saturates all keys and values is far off.
+TEST_P(ArchitectureTest, Fp8CachesUseTheScalesOfTheirLayers) {
+  const TinyModel model(GetParam());
+  const std::vector<int32_t> tokens = RandomTokens(120, model.spec.vocab_size, 6);
+  for (const BackendKind kind : Backends()) {
+    const auto run = [&](float k_scale, float v_scale) {
+      ModelSpec spec = model.spec;
+      for (LayerSpec& layer : spec.layers) {
+        layer.attention.k_scale = k_scale;
+        layer.attention.v_scale = v_scale;
+      }
+      PagedRunner runner(&spec, "{}", kind, kernels::KvDType::kFp8);
+      return runner.Prefill(0, tokens, 120);
+    };
+    Rows plain;
+    for (const auto& row : run(1.0f, 1.0f)) plain.emplace_back(row.begin(), row.end());
+    const double same = MaxError(run(0.5f, 0.25f), plain), far = MaxError(run(1e-6f, 1e-6f), plain);
+    EXPECT_GT(far, 4 * same) << same;
+    EXPECT_GT(far, 0.1 * Std(plain));
   }
 }
 

@@ -118,7 +118,8 @@ TEST_P(KvCacheTest, CopiesAPageOfEveryLayer) {
 
 INSTANTIATE_TEST_SUITE_P(DTypes, KvCacheTest,
                          ::testing::Values(kernels::KvDType::kF32, kernels::KvDType::kF16,
-                                           kernels::KvDType::kBF16, kernels::KvDType::kQ8),
+                                           kernels::KvDType::kBF16, kernels::KvDType::kQ8,
+                                           kernels::KvDType::kFp8),
                          [](const auto& info) { return kernels::KvDTypeName(info.param); });
 
 TEST(KvCache, DecommittedPagesReadAsZerosAndOthersStay) {
@@ -208,7 +209,7 @@ TEST(KvCache, TakesAnotherBudget) {
 }
 
 TEST(KvCache, PagesGoToHostSlotsAndComeBack) {
-  for (const auto dtype : {kernels::KvDType::kF16, kernels::KvDType::kQ8}) {
+  for (const auto dtype : {kernels::KvDType::kF16, kernels::KvDType::kQ8, kernels::KvDType::kFp8}) {
     Fixture f(dtype);
     ASSERT_TRUE(f.cache->AllocateHostSlots(f.backend.get(), 4 << 20).ok());
     int64_t bytes = 0;

@@ -530,9 +530,15 @@ TEST(RankedPatterns, AFullBudgetIsDense) {
   const TinyModel model({.layers = 3, .sinks = true, .softcap = 5.0f});
   std::mt19937 random(std::random_device{}());
   const std::vector<int32_t> tokens = Tokens(400, &random);
+  std::vector<std::pair<BackendKind, kernels::KvDType>> cases;
   for (const BackendKind kind : Backends()) {
-    const auto run = [&](const std::string& plan) {
-      PagedRunner runner(&model.spec, plan, kind, kernels::KvDType::kQ8);
+    cases.emplace_back(kind, kernels::KvDType::kQ8);
+    cases.emplace_back(kind, kernels::KvDType::kFp8);
+  }
+  for (const auto& [kind, dtype] : cases) {
+    SCOPED_TRACE(kernels::KvDTypeName(dtype));
+    const auto run = [&, kind = kind, dtype = dtype](const std::string& plan) {
+      PagedRunner runner(&model.spec, plan, kind, dtype);
       return Compute(&runner, 0, Part(tokens, 0, 390), 256, Part(tokens, 390, 400), 1);
     };
     const FloatRows dense = run("{}");

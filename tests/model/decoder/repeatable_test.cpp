@@ -158,7 +158,7 @@ TEST_P(RepeatableTest, CudaGraphsChangeNoBits) {
   const TinyModel model(GetParam());
   const unsigned seed = std::random_device()();
   SCOPED_TRACE(::testing::Message() << "seed " << seed);
-  for (const KvDType dtype : {KvDType::kF16, KvDType::kF32}) {
+  for (const KvDType dtype : {KvDType::kF16, KvDType::kF32, KvDType::kFp8}) {
     auto without = Cuda(false), with = Cuda(true);
     if (with == nullptr) GTEST_SKIP() << "no CUDA device can be used";
     PagedRunner plain(&model.spec, "{}", std::move(without), dtype);

@@ -2,7 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <functional>
+#include <limits>
 
 #include "kernels/quant.h"
 #include "model/families/weight_binder.h"
@@ -160,6 +163,55 @@ TEST(Fp8Config, SchemesOfE4m3AreReadAndOthersRefused) {
   EXPECT_THAT(error({{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"}}),
               HasSubstr("pack-quantized"));
   EXPECT_THAT(error({{"quant_method", "awq"}}), HasSubstr("awq"));
+}
+
+// A llama checkpoint with a second file that has `scales` of its first layer.
+class KvScalesTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<ModelSpec> Load(const std::vector<std::pair<std::string, float>>& scales) {
+    const std::filesystem::path source =
+        StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/llama/");
+    ASSIGN_OR_RETURN(const auto whole, WeightsFile::Open(source.string()));
+    json places;
+    for (const std::string& name : whole->tensor_names()) places[name] = "a.safetensors";
+    testing::SafetensorsWriter writer;
+    for (const auto& [name, value] : scales) {
+      const std::string full = StrCat("model.layers.0.self_attn.", name);
+      writer.AddFloats(full, {1}, {value});
+      places[full] = "b.safetensors";
+    }
+    std::ifstream config(source / "config.json");
+    folder_.Write("config.json", std::string(std::istreambuf_iterator<char>(config), {}));
+    std::filesystem::remove(folder_.File("a.safetensors"));
+    std::filesystem::create_symlink(source / "model.safetensors", folder_.File("a.safetensors"));
+    folder_.Write("b.safetensors", writer.Finish());
+    folder_.Write("model.safetensors.index.json", json{{"weight_map", places}}.dump());
+    ASSIGN_OR_RETURN(file_, WeightsFile::Open(folder_.path()));
+    return LoadModelSpec(*file_);
+  }
+  testing::TempFolder folder_;
+  std::unique_ptr<WeightsFile> file_;
+};
+
+TEST_F(KvScalesTest, ScalesOfTheCacheAreReadFromEitherPlace) {
+  for (const std::string inside : {"", "k_proj."}) {
+    const std::string of_values = inside.empty() ? "" : "v_proj.";
+    const auto spec = Load({{inside + "k_scale", 0.25f}, {of_values + "v_scale", 3.0f}});
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    EXPECT_EQ(spec->layers[0].attention.k_scale, 0.25f);
+    EXPECT_EQ(spec->layers[0].attention.v_scale, 3.0f);
+    EXPECT_EQ(spec->layers[1].attention.k_scale, 1.0f);
+    EXPECT_EQ(spec->layers[1].attention.v_scale, 1.0f);
+    file_.reset();
+  }
+}
+
+TEST_F(KvScalesTest, AScaleThatIsNoneIsRefused) {
+  for (const float value : {0.0f, -1.0f, std::numeric_limits<float>::infinity()}) {
+    const auto spec = Load({{"k_scale", value}});
+    EXPECT_THAT(std::string(spec.status().message()), HasSubstr("k_scale"));
+    file_.reset();
+  }
 }
 
 }  // namespace
