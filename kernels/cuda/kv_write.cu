@@ -95,8 +95,7 @@ __global__ void __launch_bounds__(kRowThreads) KvWriteKernel(const WriteShape p)
   if (page_id == kNoPage) return;
   const int64_t offset = page_id * p.cache.page_stride + head * p.cache.head_stride;
   char* page = static_cast<char*>(side == 0 ? p.cache.k : p.cache.v) + offset;
-  Store(p, side, page, slot,
-        p.in[side] + row * p.row_stride[side] + head * p.head_stride[side],
+  Store(p, side, page, slot, p.in[side] + row * p.row_stride[side] + head * p.head_stride[side],
         static_cast<int>(threadIdx.x) % 32);
 }
 

@@ -13,9 +13,9 @@
 #include "kernels/cuda/attention/fragments.cuh"
 #include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/tensor_maps.h"
+#include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/device/mma.cuh"
-#include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/pipeline.cuh"
 
 namespace longstride::kernels::cuda {

@@ -359,8 +359,8 @@ class Producer {
   }
 
   // The ring of codes is filled by lane 0, which alone keeps codes_ and values_.
-  __device__ __forceinline__ void PostCodes(const CUtensorMap* map, const KeyTile& tile, int kv_head,
-                                            const int32_t* page, uint32_t present) {
+  __device__ __forceinline__ void PostCodes(const CUtensorMap* map, const KeyTile& tile,
+                                            int kv_head, const int32_t* page, uint32_t present) {
     BarrierWait(&s_.ring.empty[codes_.slot], codes_.parity ^ 1);
     s_.ring.tile[codes_.slot] = tile;
     LoadPages(map, &s_.ring.full[codes_.slot], s_.ring.codes[codes_.slot], kv_head, page, present);
@@ -506,8 +506,8 @@ class Converter {
     *reinterpret_cast<uint4*>(to) = make_uint4(halves[0], halves[1], halves[2], halves[3]);
   }
 
-  // Gives the codes' slot back and the halves to the tensor cores: one thread reports these for all,
-  // behind a barrier.
+  // Gives the codes' slot back and the halves to the tensor cores: one thread reports these for
+  // all, behind a barrier.
   __device__ __forceinline__ void Publish(uint64_t* full) {
     AsyncProxyFence();
     NamedBarrierSync(kConverterBarrier, kConverterWarps * 32);
