@@ -188,7 +188,7 @@ TEST(LoadConfig, WrongValuesSayWhatIsAllowed) {
   EXPECT_EQ(ErrorOfArgs({"--http-port", "70000"}),
             "http.port (from the flag --http-port): got '70000'; allowed is 0 to 65535.");
   EXPECT_EQ(ErrorOfArgs({"--kv-dtype", "f17"}),
-            "kv.dtype (from the flag --kv-dtype): got 'f17'; allowed is one of f32, f16, bf16, q8. "
+            "kv.dtype (from the flag --kv-dtype): got 'f17'; allowed is one of f32, f16, bf16, q8, fp8. "
             "Did you mean 'f16'?");
 }
 
