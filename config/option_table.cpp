@@ -82,8 +82,7 @@ std::vector<OptionSection> MakeSections() {
             .kind = kChoice,
             .field = LS_FIELD(kv.dtype),
             .help = "Storage type of keys and values. fp8 is e4m3, with the scales that a "
-                    "checkpoint may "
-                    "have for it.",
+                    "checkpoint may have for it.",
             .choices = {"f32", "f16", "bf16", "q8", "fp8"}},
            {.name = "kv.memory",
             .kind = kBytes,
