@@ -50,7 +50,7 @@ constexpr int64_t KvHeadPageBytes(KvDType t, int32_t head_dim) {
 // are of the cache's type, float32 where that is of 8 bits: minimum and maximum are exact.
 inline constexpr int32_t kSummaryRows = 3;
 constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim) {
-  const int64_t element = t == KvDType::kF16 || t == KvDType::kBF16 ? 2 : 4;
+  const int64_t element = t == KvDType::kF32 || t == KvDType::kQ8 ? 4 : 2;  // f16 of fp8 codes
   return element * kSummaryRows * head_dim;
 }
 

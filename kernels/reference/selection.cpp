@@ -13,7 +13,8 @@ namespace longstride::kernels {
 namespace {
 
 DType RowType(KvDType t) {
-  return t == KvDType::kF16 ? DType::kF16 : t == KvDType::kBF16 ? DType::kBF16 : DType::kF32;
+  const bool halves = t == KvDType::kF16 || t == KvDType::kFp8;  // that hold all e4m3 values
+  return halves ? DType::kF16 : t == KvDType::kBF16 ? DType::kBF16 : DType::kF32;
 }
 
 float KeyValue(const PagedKv& cache, const char* page, int32_t slot, int32_t d) {

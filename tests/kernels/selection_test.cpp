@@ -168,7 +168,9 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     const int64_t bytes = PageSummaryBytes(c.dtype, c.dim);
     const char* at = static_cast<const char*>(c.cache.summaries) + page * c.cache.page_stride +
                      head * bytes + row * (bytes / kSummaryRows);
-    if (c.dtype == KvDType::kF16) return HalfToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
+    if (c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8) {
+      return HalfToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
+    }
     if (c.dtype == KvDType::kBF16) return Bfloat16ToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
     return reinterpret_cast<const float*>(at)[d];
   }
@@ -442,7 +444,8 @@ TEST_P(SelectionTest, SummariesAreThoseOfTheStoredKeys) {
             ASSERT_EQ(Summary(c, page, h, 0, d), min);
             ASSERT_EQ(Summary(c, page, h, 1, d), max);
             const float mean = sum / static_cast<float>(end - begin);
-            const float rounded = c.dtype == KvDType::kF16 ? HalfToFloat(FloatToHalf(mean))
+            const bool halves = c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8;
+            const float rounded = halves ? HalfToFloat(FloatToHalf(mean))
                                   : c.dtype == KvDType::kBF16
                                       ? Bfloat16ToFloat(FloatToBfloat16(mean))
                                       : mean;
@@ -466,7 +469,7 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
     // Summaries in 16 bits round the mean.
     const double slack = r.score == PageScore::kBound         ? 1e-4
                          : c.dtype == KvDType::kBF16 ? 0.05
-                         : c.dtype == KvDType::kF16  ? 0.006
+                         : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
                                                      : 1e-4;
     for (int32_t h = 0; h < r.num_lists(c); ++h) {
       for (size_t t = 0; t < r.tiles.size(); ++t) {

@@ -269,6 +269,7 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
   cudaError_t error = cudaSuccess;
   switch (p.cache.dtype) {
     case KvDType::kF16:
+    case KvDType::kFp8:
       error = LaunchScores<__half>(s, blocks, shared, stream);
       break;
     case KvDType::kBF16:
@@ -276,7 +277,6 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
       break;
     case KvDType::kF32:
     case KvDType::kQ8:
-    case KvDType::kFp8:
       error = LaunchScores<float>(s, blocks, shared, stream);
       break;
   }

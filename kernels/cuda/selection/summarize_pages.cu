@@ -88,7 +88,7 @@ cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream
     case KvDType::kBF16:
       return LaunchOverlapped(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>, blocks, kThreads, 0, stream, p);
     case KvDType::kFp8:
-      return LaunchOverlapped(SummarizeKernel<uint8_t, float>, blocks, kThreads, 0, stream, p);
+      return LaunchOverlapped(SummarizeKernel<uint8_t, __half>, blocks, kThreads, 0, stream, p);
     case KvDType::kQ8:
       return LaunchOverlapped(SummarizeKernel<int8_t, float>, blocks, kThreads, 0, stream, p);
   }
