@@ -26,9 +26,7 @@ struct SelectionCase {
   std::vector<int32_t> pages;
   int64_t stride = 1;
 
-  PageTable table() const {
-    return {pages.data(), stride, static_cast<int32_t>(kv_lens.size())};
-  }
+  PageTable table() const { return {pages.data(), stride, static_cast<int32_t>(kv_lens.size())}; }
   int32_t PageOf(size_t sequence, int64_t position) const {
     return pages[sequence * stride + position / kPageTokens];
   }
@@ -195,8 +193,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       }
     }
     for (const QueryTile& tile : r.tiles) {
-      const auto least =
-          static_cast<int32_t>(ForcedPages(tile, r.sink_pages, r.recent_pages));
+      const auto least = static_cast<int32_t>(ForcedPages(tile, r.sink_pages, r.recent_pages));
       r.counts.push_back(RandomInt(least, static_cast<int32_t>(CandidatePages(tile))));
     }
     r.q = Normal(r.rows * c.q_heads * c.dim);
@@ -261,8 +258,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
             max = std::max(max, key);
             mean += key / kPageTokens;
           }
-          score += r.score == PageScore::kMean ? mean_q * mean
-                                               : std::max(mean_q * min, mean_q * max);
+          score +=
+              r.score == PageScore::kMean ? mean_q * mean : std::max(mean_q * min, mean_q * max);
         }
         best = std::max(best, score);
       }
@@ -377,15 +374,15 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     return probe;
   }
 
-  // How much larger the error of a share is than with float32 queries: a GPU rounds them to the type of
-  // 16-bit keys.
+  // How much larger the error of a share is than with float32 queries: a GPU rounds them to the
+  // type of 16-bit keys.
   double Rounding(const SelectionCase& c) const {
     if (GetParam() != std::string("cuda")) return 1;
     return c.dtype == KvDType::kBF16 ? 400 : c.dtype == KvDType::kF16 ? 50 : 1;
   }
 
-  // The runs of 64 that are taken, ascending; *close: two of them, or the count, were nearly a tie, their
-  // weights' errors being `rounding` times those of float32.
+  // The runs of 64 that are taken, ascending; *close: two of them, or the count, were nearly a tie,
+  // their weights' errors being `rounding` times those of float32.
   static std::vector<int64_t> NaiveRuns(const std::vector<double>& weights, int64_t least,
                                         double mass, double rounding, bool* close) {
     std::vector<std::pair<double, int64_t>> runs;
@@ -414,7 +411,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       taken.push_back(runs[n].second);
     }
     if (count > 0 && count < static_cast<int64_t>(runs.size()) &&
-        runs[count].first - runs[count - 1].first < 1e-5 * rounding * std::max(1.0, -runs[count].first)) {
+        runs[count].first - runs[count - 1].first <
+            1e-5 * rounding * std::max(1.0, -runs[count].first)) {
       *close = true;
     }
     std::sort(taken.begin(), taken.end());
@@ -467,10 +465,10 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
                  << " recent " << r.recent_pages << " score " << static_cast<int>(r.score));
     ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
     // Summaries in 16 bits round the mean.
-    const double slack = r.score == PageScore::kBound         ? 1e-4
-                         : c.dtype == KvDType::kBF16 ? 0.05
+    const double slack = r.score == PageScore::kBound                           ? 1e-4
+                         : c.dtype == KvDType::kBF16                            ? 0.05
                          : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
-                                                     : 1e-4;
+                                                                                : 1e-4;
     for (int32_t h = 0; h < r.num_lists(c); ++h) {
       for (size_t t = 0; t < r.tiles.size(); ++t) {
         const QueryTile& tile = r.tiles[t];
@@ -498,6 +496,63 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
         }
         ASSERT_GE(worst_taken, best_left - slack);
       }
+    }
+  }
+}
+
+// Candidates beyond what threads hold in registers, few of each and many of each, with many equal
+// scores.
+TEST_P(SelectionTest, LongListsTakeTheLowerOfEqualPages) {
+  for (const int32_t pages : {2100, 9000, 16700}) {
+    SelectionCase c;
+    c.kv_heads = c.q_heads = 1;
+    c.dim = 8;
+    c.dtype = KvDType::kF32;
+    c.kv_lens = {int64_t{pages} * kPageTokens};
+    c.stride = pages;
+    // Summaries are all that is read.
+    const int64_t head = KvHeadPageBytes(c.dtype, c.dim);
+    const int64_t stride = (2 * head + PageSummaryBytes(c.dtype, c.dim) + 63) / 64 * 64;
+    c.memory = std::make_shared<Buffer>(*backend_->Reserve(stride * pages));
+    std::memset(c.memory->data(), 0, c.memory->bytes());
+    auto* summaries = reinterpret_cast<float*>(c.memory->as<char>() + 2 * head);
+    c.cache = {.k = c.memory->data(),
+               .v = c.memory->as<char>() + head,
+               .page_stride = stride,
+               .head_stride = head,
+               .num_pages = pages,
+               .num_heads = 1,
+               .head_dim = c.dim,
+               .dtype = c.dtype,
+               .summaries = summaries};
+    c.pages.resize(pages);
+    std::iota(c.pages.begin(), c.pages.end(), 0);
+    std::shuffle(c.pages.begin(), c.pages.end(), rng);
+    std::vector<int32_t> scores(pages);
+    for (int32_t page = 0; page < pages; ++page) {
+      scores[page] = RandomInt(-20, 20);
+      summaries[c.pages[page] * (stride / 4) + 2 * c.dim] = static_cast<float>(scores[page]);
+    }
+    for (const int32_t count : {3, pages / 20, pages / 2, pages - 1}) {
+      Request r;
+      r.score = PageScore::kMean;
+      r.sink_pages = r.recent_pages = 1;
+      r.rows = 1;
+      r.tiles = {{0, 0, 1, static_cast<int32_t>(c.kv_lens[0]) - 1}};
+      r.counts = {count};
+      r.q.assign(c.dim, 0.0f);
+      r.q[0] = 1.0f;
+      Layout(c, r);
+      ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+      std::vector<int32_t> want(pages - 2);
+      std::iota(want.begin(), want.end(), 1);
+      std::stable_sort(want.begin(), want.end(),
+                       [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+      want.resize(count - 2);
+      want.push_back(0);
+      want.push_back(pages - 1);
+      std::sort(want.begin(), want.end());
+      ASSERT_EQ(r.entries, want) << pages << " pages, " << count << " of them";
     }
   }
 }
@@ -592,8 +647,7 @@ TEST_P(SelectionTest, TakesTheHeaviestColumnsAndDiagonals) {
           const Probe probe = NaiveProbe(c, r, h, t);
           const auto columns =
               NaiveRuns(probe.columns, r.vertical_pages, r.mass, Rounding(c), &close);
-          const auto runs =
-              NaiveRuns(probe.diagonals, r.slash_pages, r.mass, Rounding(c), &close);
+          const auto runs = NaiveRuns(probe.diagonals, r.slash_pages, r.mass, Rounding(c), &close);
           const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
           for (int32_t page = 0; page < pages; ++page) {
             bool take = page < r.sink_pages || page >= tail ||
@@ -716,8 +770,8 @@ TEST_P(SelectionTest, WholeListsNeedNoScores) {
   ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));  // nothing to do
 }
 
-// Attention over lists that lie where SelectPages put them is attention over the same lists given by
-// the host, to the bit; the keys counted are the same too.
+// Attention over lists that lie where SelectPages put them is attention over the same lists given
+// by the host, to the bit; the keys counted are the same too.
 TEST_P(SelectionTest, AttentionReadsTheListsWhereTheyAre) {
   for (int trial = 0; trial < 12; ++trial) {
     SelectionCase c;
@@ -735,8 +789,8 @@ TEST_P(SelectionTest, AttentionReadsTheListsWhereTheyAre) {
     const auto add = [&](int32_t sequence, int64_t begin, int64_t end, int64_t tile) {
       while (begin < end) {
         const int64_t to = std::min((begin / tile + 1) * tile, end);
-        r.tiles.push_back({sequence, static_cast<int32_t>(r.rows),
-                           static_cast<int32_t>(to - begin), static_cast<int32_t>(begin)});
+        r.tiles.push_back({sequence, static_cast<int32_t>(r.rows), static_cast<int32_t>(to - begin),
+                           static_cast<int32_t>(begin)});
         r.rows += to - begin;
         begin = to;
       }

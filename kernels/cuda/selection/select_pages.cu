@@ -21,8 +21,7 @@ constexpr int kScoreThreads = 256;
 constexpr int kMostPagesOfBlock = 64, kFewestPagesOfBlock = 16;
 constexpr int64_t kManyBlocks = 1024;
 constexpr int kHeadsAtOnce = 8;
-constexpr int kOwnKeys = 4;      // of a thread, where lists are short
-constexpr int kHeldKeys = 8192;  // of a list, in shared memory; longer ones are read again
+constexpr int kFewKeys = 4, kManyKeys = 32;  // of a thread, where all threads' hold the candidates
 
 struct SelectShape {
   SelectPagesParams p;
@@ -185,7 +184,6 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
 
 __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) {
   LetDependentsStart();
-  __shared__ uint32_t held[kHeldKeys];
   __shared__ ListShared shared;
   const int32_t local = static_cast<int32_t>(blockIdx.x);
   const int32_t tile_index = s.launch.first_tile + local;
@@ -211,23 +209,18 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   const float* scores =
       s.launch.scores + (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) *
                             s.launch.max_pages;
-  if (tail - sinks <= kListThreads * kOwnKeys) {
-    const auto score_at = [&](int32_t page) { return KeyOf(scores[page]); };
-    WriteLargestOfFew<kOwnKeys>(sinks, tail, score_at, static_cast<uint32_t>(wanted), out + sinks,
-                                shared);
+  const auto score_at = [&](int32_t page) { return KeyOf(scores[page]); };
+  const auto take = static_cast<uint32_t>(wanted);
+  if (tail - sinks <= kListThreads * kFewKeys) {
+    WriteLargestOfFew<kFewKeys>(sinks, tail, score_at, take, out + sinks, shared);
     return;
   }
-  const bool holds = tail - sinks <= kHeldKeys;
-  for (int32_t i = sinks + thread; holds && i < tail; i += kListThreads) {
-    held[i - sinks] = KeyOf(scores[i]);
+  if (tail - sinks <= kListThreads * kManyKeys) {
+    WriteLargestOfFew<kManyKeys>(sinks, tail, score_at, take, out + sinks, shared);
+    return;
   }
-  __syncthreads();
-  const auto key_at = [&](int32_t page) {
-    return holds ? held[page - sinks] : KeyOf(scores[page]);
-  };
-  const Largest largest =
-      FindLargest<false>(sinks, tail, key_at, static_cast<uint32_t>(wanted), shared);
-  WriteLargest(sinks, tail, key_at, largest, out + sinks, shared);
+  const Largest largest = FindLargest<false>(sinks, tail, score_at, take, shared);
+  WriteLargest(sinks, tail, score_at, largest, out + sinks, shared);
 }
 
 template <typename T>
