@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes a checkpoint of random weights in the shape of a Llama, for speed only.
 
-usage: make_checkpoint.py FOLDER {tiny,1b,8b} [fp8]
-bf16; with fp8, projections are e4m3 with a scale for each block of 128 x 128. The weights are one block of normal values over and over: kernels read every byte all the same.
+usage: make_checkpoint.py FOLDER {tiny,1b,8b} [fp8] [CONTEXT]
+bf16; with fp8, projections are e4m3 with a scale for each block of 128 x 128. CONTEXT: positions, 131072. The weights are one block of normal values over and over: kernels read every byte all the same.
 """
 import array
 import json
@@ -26,13 +26,13 @@ SHAPES = {
 }
 
 
-def config_of(shape, fp8):
+def config_of(shape, fp8, context):
     quantized = dict(quantization_config=dict(quant_method="fp8", fmt="e4m3",
                                               activation_scheme="dynamic",
                                               weight_block_size=[128, 128])) if fp8 else {}
     return dict(SHAPES[shape], **quantized, architectures=["LlamaForCausalLM"], model_type="llama",
                 hidden_act="silu", rms_norm_eps=1e-5, rope_theta=500000.0,
-                max_position_embeddings=131072, torch_dtype="bfloat16",
+                max_position_embeddings=context, torch_dtype="bfloat16",
                 bos_token_id=0, eos_token_id=1)
 
 
@@ -130,10 +130,14 @@ def write_weights(path, config):
 
 
 def main():
-    fp8 = sys.argv[3:] == ["fp8"]
-    if len(sys.argv) != 3 + fp8 or sys.argv[2] not in SHAPES:
+    options = sys.argv[3:]
+    fp8 = options[:1] == ["fp8"]
+    context = options[1 if fp8 else 0:]
+    if len(sys.argv) < 3 or sys.argv[2] not in SHAPES or len(context) > 1 or not all(
+            c.isdecimal() for c in context):
         sys.exit(__doc__)
-    folder, config = pathlib.Path(sys.argv[1]), config_of(sys.argv[2], fp8)
+    folder = pathlib.Path(sys.argv[1])
+    config = config_of(sys.argv[2], fp8, int(context[0]) if context else 131072)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(config["vocab_size"])))
