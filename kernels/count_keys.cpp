@@ -57,11 +57,15 @@ Sight::Sight(const EdgeRule& e, int64_t i, int64_t kv_len) {
   high = e.causal ? std::min(i, kv_len - 1) : kv_len - 1;
   if (e.chunk != 0) high = std::min(high, low + e.chunk - 1);
   window = e.window == 0 ? low : std::max(low, i - e.window + 1);
-  sinks_end = std::min<int64_t>(window, e.sink_tokens) - 1;
+  window_end = e.window == 0 ? high : std::min(high, i + e.window - 1);
+  sinks_end = e.window == 0 ? -1 : e.sink_tokens - int64_t{1};
 }
 
 int64_t Sight::Sees(int64_t first, int64_t last) const {
-  return Shared(first, last, window, high) + Shared(first, last, low, std::min(high, sinks_end));
+  const int64_t sinks = std::min(high, sinks_end);
+  return Shared(first, last, window, window_end) +
+         Shared(first, last, low, std::min(window - 1, sinks)) +
+         Shared(first, last, window_end + 1, sinks);
 }
 
 absl::StatusOr<AttentionCounters> CountKeys(const KvSelection& s, const int32_t* kv_lens,

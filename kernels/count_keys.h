@@ -14,10 +14,10 @@ namespace longstride::kernels {
 absl::StatusOr<AttentionCounters> CountKeys(const KvSelection& selection, const int32_t* kv_lens,
                                             int64_t query_heads);
 
-// The positions that the query at `position` sees: [low, high] without those below `window`, and the
-// sinks.
+// The positions that the query at `position` sees: [window, window_end], and of those in [low, high]
+// outside it the sinks, which end at `sinks_end`.
 struct Sight {
-  int64_t low, high, window, sinks_end;
+  int64_t low, high, window, window_end, sinks_end;
   Sight(const EdgeRule& edge, int64_t position, int64_t kv_len);
   // How many of the positions first to last.
   int64_t Sees(int64_t first, int64_t last) const;

@@ -88,10 +88,12 @@ absl::Status DecoderImpl::Embed() {
   rows_ = layout_.num_rows;
   last_ = false;
   x_ = Rows(work_.stream, spec_->dim);
-  return backend_->Embedding({.table = spec_->embedding,
-                              .ids = layout_.token_ids.data(),
-                              .scale = spec_->embedding_scale,
-                              .out = x_});
+  RETURN_IF_ERROR(backend_->Embedding({.table = spec_->embedding,
+                                       .ids = layout_.token_ids.data(),
+                                       .scale = spec_->embedding_scale,
+                                       .out = x_}));
+  if (spec_->embedding_norm.data == nullptr) return absl::OkStatus();
+  return NormInto(x_, spec_->embedding_norm, spec_->embedding_norm_bias, x_);
 }
 
 // Output norm, hidden states and logits of the wanted rows.

@@ -17,6 +17,10 @@ namespace longstride::model {
 // Bytes that a decoder of these limits allocates for activations and logits.
 int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens);
 
+// The tokens of one step that a decoder must be made for where `wanted` are configured: an encoder's
+// steps take the longest document whole.
+int32_t StepTokens(const SparsityPlan& plan, int32_t wanted);
+
 // Not thread-safe: one engine thread. Spec, plan, cache and backend must outlive it.
 class Decoder {
  public:

@@ -35,6 +35,7 @@ struct Widths {
 };
 
 int32_t MaxLogitsRows(const ModelSpec& spec, int32_t max_step_tokens) {
+  if (spec.lm_head.data == nullptr) return 0;
   const int64_t fit = kMaxLogitsBytes / (int64_t{4} * std::max(1, spec.vocab_size));
   return static_cast<int32_t>(std::min<int64_t>(max_step_tokens, std::max(kMinLogitsRows, fit)));
 }
@@ -49,15 +50,21 @@ int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
           int64_t{MaxLogitsRows(spec, max_step_tokens)} * spec.vocab_size);
 }
 
+int32_t StepTokens(const SparsityPlan& plan, int32_t wanted) {
+  return plan.causal ? wanted : std::max(wanted, plan.chunk_alignment);
+}
+
 DecoderImpl::DecoderImpl(kernels::Backend* backend, const ModelSpec* spec, const SparsityPlan* plan,
                          KvCache* cache, int32_t max_step_tokens)
     : backend_(backend), spec_(spec), plan_(plan), cache_(cache) {
+  const int32_t logits = MaxLogitsRows(*spec, max_step_tokens);
   limits_ = {.spec = spec,
              .plan = plan,
              .cache = cache,
              .max_step_tokens = max_step_tokens,
-             .max_logits_rows = std::max(MaxLogitsRows(*spec, max_step_tokens),
-                                         std::min(max_step_tokens, plan->chunk_alignment))};
+             .max_logits_rows =
+                 logits == 0 ? 0
+                             : std::max(logits, std::min(max_step_tokens, plan->chunk_alignment))};
 }
 
 absl::Status DecoderImpl::Init(const std::function<void(const TensorView&)>& release) {
@@ -176,7 +183,8 @@ absl::Status DecoderImpl::MakeResident(ResidentModel* resident) const {
     }
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(hold({&spec.embedding, &spec.output_norm, &spec.output_norm_bias}));
+  RETURN_IF_ERROR(hold({&spec.embedding, &spec.embedding_norm, &spec.embedding_norm_bias,
+                        &spec.output_norm, &spec.output_norm_bias}));
   for (LayerSpec& layer : spec.layers) {
     LayerWeights& w = layer.weights;
     RETURN_IF_ERROR(
@@ -224,6 +232,7 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(reserve(&work_.last_normed, rows, widths.dim));
   RETURN_IF_ERROR(reserve(&work_.last_query, rows, widths.heads));
   RETURN_IF_ERROR(reserve(&work_.hidden, rows, widths.dim));
+  if (limits_.max_logits_rows == 0) return absl::OkStatus();
   return reserve(&work_.logits, limits_.max_logits_rows, spec_->vocab_size);
 }
 

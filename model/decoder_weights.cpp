@@ -97,7 +97,9 @@ absl::StatusOr<PreparedWeights> PrepareWeights(
     ASSIGN_OR_RETURN(PreparedLayer prepared, preparer.PrepareLayer(layer));
     weights.layers.push_back(std::move(prepared));
   }
-  ASSIGN_OR_RETURN(weights.lm_head, preparer.Prepare({spec.lm_head}));
+  if (spec.lm_head.data != nullptr) {
+    ASSIGN_OR_RETURN(weights.lm_head, preparer.Prepare({spec.lm_head}));
+  }
   weights.owned_bytes = preparer.owned_bytes();
   return weights;
 }

@@ -29,7 +29,7 @@ struct PreparedLayer {
 
 struct PreparedWeights {
   std::vector<PreparedLayer> layers;
-  std::unique_ptr<kernels::LinearWeight> lm_head;
+  std::unique_ptr<kernels::LinearWeight> lm_head;  // null: an encoder's
   int64_t owned_bytes = 0;
 };
 

@@ -65,6 +65,13 @@ absl::Status Model::Init(const ModelOptions& options) {
   ASSIGN_OR_RETURN(max_context_, ChooseContext(options.max_context, spec_));
   ASSIGN_OR_RETURN(plan_,
                    SparsityPlan::Resolve(options.policy, spec_, options.kv_dtype, max_context_));
+  if (!spec_.causal && options.backend == kernels::BackendKind::kCuda) {
+    return absl::UnimplementedError(
+        StrCat("the checkpoint's architecture \"", spec_.family,
+               "\" is an encoder, and encoders are computed on the CPU only; start with --device "
+               "cpu."));
+  }
+  options_.max_step_tokens = StepTokens(plan_, options.max_step_tokens);
   // The tokenizer takes about as long as the weights: both at once.
   absl::Status text_status;
   const auto load_text = [&] { text_status = InitText(); };

@@ -50,7 +50,7 @@ struct ModelInput {
 // Keys that attention could have read (dense) and did, by pattern; exported as metrics.
 struct PatternCounters {
   int32_t pattern = 0;       // index into SparsityPlan's distinct patterns
-  int64_t keys_total = 0;    // keys a dense causal layer would see
+  int64_t keys_total = 0;    // keys a dense layer (causal or not, as the model is) would see
   int64_t keys_visible = 0;  // keys the selection allows
   int64_t keys_read = 0;     // keys scored by the kernel
 };

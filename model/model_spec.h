@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,9 @@ enum class NormKind : uint8_t { kRms, kLayerNorm };
 // The checkpoint's own sparsity of one layer; what is actually served is the layer's policy
 // (config/sparsity_policy.h), which this is the default of.
 struct NativeSparsity {
-  int32_t window = 0;  // keys a query sees, itself included; 0: all
+  // Keys a query sees, itself included; 0: all. In an encoder it sees as many ahead:
+  // |i - j| < window.
+  int32_t window = 0;
   int32_t chunk = 0;   // Llama 4's chunked attention; 0: none
 };
 
@@ -110,6 +113,37 @@ struct LayerSpec {
   LayerWeights weights;
 };
 
+// How the final states of a text's tokens (after the output norm) become one vector.
+enum class Pooling : uint8_t { kMean, kFirst, kLast };
+
+enum class HeadActivation : uint8_t { kNone, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
+
+// out = norm(activation(weight * in + bias)), each where it is there. All float32, in host memory.
+struct HeadLayer {
+  kernels::TensorView weight;  // [out, in]
+  kernels::TensorView bias;    // [out]
+  HeadActivation activation = HeadActivation::kNone;
+  kernels::TensorView norm, norm_bias;  // LayerNorm [out], with the spec's norm_eps
+};
+
+// What is computed of the pooled states; the first layer reads `dim` channels.
+struct OutputHead {
+  Pooling pooling = Pooling::kMean;
+  std::vector<HeadLayer> layers;
+};
+
+enum class ClassScores : uint8_t {
+  kSoftmax,   // one label of several
+  kSigmoid,   // each label by itself
+  kIdentity,  // regression: numbers, not probabilities
+};
+
+struct Classifier {
+  OutputHead head;  // its last layer gives a score for each label
+  std::vector<std::string> labels;
+  ClassScores scores = ClassScores::kSoftmax;
+};
+
 struct ModelSpec {
   std::string family;        // "gemma3": as registered, for messages and metrics
   std::string name;          // the checkpoint's own name, or its folder or file name
@@ -117,6 +151,9 @@ struct ModelSpec {
   int32_t vocab_size = 0;
   int32_t dim = 0;
   int32_t max_positions = 0;  // context length of the checkpoint
+  // False: an encoder. Its tokens read what follows them too, so that a text is computed in one
+  // step, and it has no lm_head.
+  bool causal = true;
   NormKind norm = NormKind::kRms;
   float norm_eps = 1e-6f;
   float norm_weight_offset = 0.0f;  // 1 where weights are stored as (w - 1)
@@ -131,10 +168,13 @@ struct ModelSpec {
   std::vector<RopeSpec> ropes;
   std::vector<LayerSpec> layers;
   kernels::TensorView embedding;    // [vocab, dim]
+  kernels::TensorView embedding_norm, embedding_norm_bias;  // [dim] on the embeddings (ModernBERT)
   kernels::TensorView output_norm;  // [dim]
   kernels::TensorView output_norm_bias;
   kernels::TensorView lm_head;  // [vocab, dim]; the embedding's view where tied
   bool tied_embedding = false;
+  OutputHead embedding_head;             // of embeddings
+  std::optional<Classifier> classifier;  // sequence classification, where the checkpoint has it
   int64_t num_parameters = 0;
   // Memory of tensors that had to be converted when the checkpoint was read.
   std::vector<std::shared_ptr<std::vector<float>>> owned;

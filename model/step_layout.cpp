@@ -52,6 +52,9 @@ absl::Status CheckRuns(const ModelInput& input, const StepLimits& limits) {
     tokens += run.num_tokens;
     logits += run.num_logits;
   }
+  if (logits > 0 && limits.spec->lm_head.data == nullptr) {
+    return Bad("logits of an encoder, which has no output head");
+  }
   if (tokens != static_cast<int64_t>(input.token_ids.size())) {
     return Bad(input.token_ids.size(), " token ids for runs of ", tokens);
   }
@@ -241,13 +244,14 @@ absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) 
     const int32_t first_wanted = run.num_tokens - wanted_tokens;
     decodes_only = decodes_only && run.num_tokens == 1 && run.num_logits == 1 &&
                    !run.wants_hidden && run.numerics == NumericsClass::kGenerated;
-    kv_lens[static_cast<size_t>(run.sequence)] = run.first_position + run.num_tokens;
     generated[static_cast<size_t>(run.sequence)] = run.numerics == NumericsClass::kGenerated;
+    const int32_t kv_len = run.first_position + run.num_tokens;
+    kv_lens[static_cast<size_t>(run.sequence)] = kv_len;
     runs.push_back(
-        {run.sequence, row_begin, run.num_tokens, run.first_position, run.numerics});
+        {run.sequence, row_begin, run.num_tokens, run.first_position, run.numerics, kv_len});
     if (wanted_tokens > 0) {
       wanted_runs.push_back({run.sequence, static_cast<int32_t>(wanted.size()), wanted_tokens,
-                             int64_t{run.first_position} + first_wanted, run.numerics});
+                             int64_t{run.first_position} + first_wanted, run.numerics, kv_len});
     }
     if (!rope_spans.empty() && rope_spans.back().variant == run.rope_variant) {
       rope_spans.back().num_rows += run.num_tokens;
@@ -256,15 +260,16 @@ absl::Status StepLayout::Set(const ModelInput& input, const StepLimits& limits) 
     }
     for (int32_t t = 0; t < run.num_tokens; ++t) {
       const int32_t position = run.first_position + t;
+      const int32_t keys = limits.spec->causal ? position + 1 : kv_len;
       positions.push_back(position);
       slots.push_back(position % kPageTokens);
-      keys_all_rows += position + 1;
+      keys_all_rows += keys;
       if (t < first_wanted) continue;
       const auto index = static_cast<int32_t>(wanted.size());
       if (t >= run.num_tokens - run.num_logits) logits_rows.push_back(index);
       if (run.wants_hidden) hidden_rows.push_back(index);
       wanted.push_back(row_begin + t);
-      keys_wanted_rows += position + 1;
+      keys_wanted_rows += keys;
     }
     for (size_t g = 0; g < page_ids.size(); ++g) {
       const GroupPageTable& table = input.page_tables[g];

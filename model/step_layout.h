@@ -55,7 +55,7 @@ struct StepLayout {
   std::vector<int32_t> logits_rows;  // indices into `wanted`
   std::vector<int32_t> hidden_rows;
 
-  // Sums of (position + 1) over the rows: what dense causal attention would read.
+  // What dense attention (causal or not, as the model is) would read: keys summed over the rows.
   int64_t keys_all_rows = 0;
   int64_t keys_wanted_rows = 0;
 

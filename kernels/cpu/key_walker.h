@@ -30,6 +30,7 @@ inline VisibleRange RangeOf(const EdgeRule& edge, int64_t position, int64_t kv_l
   if (edge.window > 0 && position - edge.window + 1 > r.low) r.low = position - edge.window + 1;
   r.sink_high = edge.window > 0 && edge.sink_tokens > 0 ? edge.sink_tokens - 1 : -1;
   if (r.sink_high > r.high) r.sink_high = r.high;
+  if (edge.window > 0 && position + edge.window - 1 < r.high) r.high = position + edge.window - 1;
   return r;
 }
 

@@ -294,6 +294,12 @@ absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
 }
 
 absl::Status CudaBackend::DoAttention(const AttentionParams& p) {
+  for (int32_t h = 0; p.selection.num_tiles > 0 && h < p.selection.num_list_heads; ++h) {
+    const EdgeRule& edge = p.selection.edges[h];
+    if (edge.causal == 0 && edge.window != 0) {
+      return absl::UnimplementedError("Attention: a window that reaches ahead, on a GPU");
+    }
+  }
   const KernelTimer::Scope timed(timer_, KernelKind::kAttention);
   if (!timer_.measuring() || !arrays_.in_step()) return attention_.Run(p);
   // A tile of one row reads its keys for itself; others share what they read.

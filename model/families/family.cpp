@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "model/families/families.h"
+#include "model/families/sentence_modules.h"
 
 namespace longstride::model {
 namespace {
@@ -101,6 +102,7 @@ const std::vector<Family>& Families() {
       {"llama", {"llama"}, {"llama"}, LoadLlama},
       {"llama4_text", {"llama4_text", "llama4"}, {"llama4"}, LoadLlama4},
       {"mistral", {"mistral"}, {}, LoadMistral},
+      {"modernbert", {"modernbert"}, {}, LoadModernBert},
       {"olmo2", {"olmo2"}, {"olmo2"}, LoadOlmo2},
       {"olmo3", {"olmo3"}, {}, LoadOlmo3},
       {"phi3", {"phi3"}, {"phi3"}, LoadPhi3},
@@ -120,6 +122,7 @@ absl::StatusOr<ModelSpec> LoadModelSpec(const WeightsFile& file) {
   for (const Family& family : Families()) {
     if (!Contains(gguf ? family.gguf_architectures : family.hf_model_types, arch)) continue;
     ASSIGN_OR_RETURN(ModelSpec spec, family.load(file));
+    RETURN_IF_ERROR(ReadSentenceModules(file, &spec));
     RETURN_IF_ERROR(CheckFinite(spec));
     if (gguf) RETURN_IF_ERROR(DescribeGguf(metadata, &spec));
     if (spec.name.empty()) spec.name = file.name();

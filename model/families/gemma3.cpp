@@ -1,7 +1,8 @@
 // Gemma 3, text part: five sliding layers to one full layer, a rotary base of its own for each kind
 // (scaling belongs to the full layers only), RMSNorm per head on queries and keys, norms before and
-// after each branch. Source: the Gemma 3 report (arXiv 2503.19786) and the checkpoints'
-// configuration.
+// after each branch. EmbeddingGemma is the same as an encoder, with half the window to either side.
+// Source: the Gemma 3 report (arXiv 2503.19786), EmbeddingGemma (arXiv 2509.20354) and the
+// checkpoints' configuration.
 #include <cmath>
 
 #include "model/families/families.h"
@@ -57,9 +58,6 @@ absl::Status CheckHfVariant(const ConfigReader& config) {
   RETURN_IF_ERROR(CheckQuantization(config));
   RETURN_IF_ERROR(RefuseKeys(config, {"attn_logit_softcapping"}));
   RETURN_IF_ERROR(RequireBool(config, "attention_bias", false));
-  if (config.Has("use_bidirectional_attention")) {
-    RETURN_IF_ERROR(RequireBool(config, "use_bidirectional_attention", false));
-  }
   ASSIGN_OR_RETURN(const std::string activation,
                    config.StringOr("hidden_activation", "gelu_pytorch_tanh"));
   if (activation != "gelu_pytorch_tanh") {
@@ -91,7 +89,10 @@ absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ModelSpec spec = MakeSpec("gemma3", shape);
   spec.norm_weight_offset = 1.0f;
   ASSIGN_OR_RETURN(const std::vector<LayerKind> kinds, HfKinds(config, shape.num_layers));
-  ASSIGN_OR_RETURN(const int32_t window, ReadWindow(config, "sliding_window", 4096));
+  ASSIGN_OR_RETURN(const bool both_ways, config.BoolOr("use_bidirectional_attention", false));
+  spec.causal = !both_ways;
+  ASSIGN_OR_RETURN(int32_t window, ReadWindow(config, "sliding_window", 4096));
+  if (both_ways && window > 0) window = window / 2 + 1;
   ASSIGN_OR_RETURN(const double scalar, config.NumberOr("query_pre_attn_scalar", 256.0));
   RETURN_IF_ERROR(SetLayers(kinds, window, scalar, &spec));
   ASSIGN_OR_RETURN(spec.logit_softcap, ReadSoftcap(config, "final_logit_softcapping", 0.0));

@@ -97,7 +97,7 @@ absl::Status AddRope(const RopeConfig& rope, const DecoderShape& shape, bool int
 
 std::string FindHfPrefix(const WeightsFile& file) {
   for (const std::string_view prefix :
-       {"model.", "language_model.model.", "model.language_model."}) {
+       {"model.", "language_model.model.", "model.language_model.", ""}) {
     if (file.Has(StrCat(prefix, "embed_tokens.weight"))) return std::string(prefix);
   }
   return "model.";
@@ -121,6 +121,10 @@ absl::Status BindGlobals(const TensorNames& names, bool tied, WeightBinder* bind
   ASSIGN_OR_RETURN(spec->embedding,
                    binder->Matrix(names.embedding + ".weight", spec->vocab_size, spec->dim));
   ASSIGN_OR_RETURN(spec->output_norm, binder->Vector(names.output_norm + ".weight", spec->dim));
+  if (!spec->causal) {
+    binder->MarkUsed(names.lm_head + ".weight");
+    return absl::OkStatus();
+  }
   spec->tied_embedding = tied;
   if (tied) {
     binder->MarkUsed(names.lm_head + ".weight");

@@ -49,10 +49,12 @@ TensorNames GgufNames();
 absl::Status AddRope(const RopeConfig& rope, const DecoderShape& shape, bool interleaved,
                      ModelSpec* spec);
 
-// "model.", or the prefix under which a multimodal checkpoint keeps its text model.
+// "model.", the prefix under which a multimodal checkpoint keeps its text model, or "" where the
+// text model is all that was saved.
 std::string FindHfPrefix(const WeightsFile& file);
 
-// Embedding, output norm and head. A head that is not in the file means that it is tied.
+// Embedding, output norm and head, which an encoder does without. A head that is not in the file
+// means that it is tied.
 absl::Status BindGlobals(const TensorNames& names, bool tied, WeightBinder* binder,
                          ModelSpec* spec);
 // Norms, attention and (where the layer is not a mixture of experts) the MLP of one layer.

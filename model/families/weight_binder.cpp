@@ -230,7 +230,7 @@ absl::Status WeightBinder::CheckAllUsed(
   int64_t unused = 0;
   for (const std::string& name : file_.tensor_names()) {
     const std::string_view view = name;
-    if (used_.contains(name) ||
+    if (used_.contains(name) || view.find('/') != std::string_view::npos ||
         std::any_of(ignored_prefixes.begin(), ignored_prefixes.end(),
                     [&](std::string_view prefix) { return view.starts_with(prefix); }) ||
         std::any_of(ignored_suffixes.begin(), ignored_suffixes.end(),

@@ -57,7 +57,7 @@ class WeightBinder {
   void MarkUsed(std::string_view name) { used_.insert(std::string(name)); }
   // UNIMPLEMENTED if the file has tensors that nobody asked for, but for names that start with one
   // of `ignored_prefixes` or end with one of `ignored_suffixes`: an unknown tensor means a function
-  // that this family does not compute.
+  // that this family does not compute. Those of modules are LoadModelSpec's business.
   absl::Status CheckAllUsed(const std::vector<std::string_view>& ignored_prefixes,
                             const std::vector<std::string_view>& ignored_suffixes) const;
 

@@ -5,7 +5,7 @@
 namespace longstride::model {
 namespace {
 
-KeyRange InChunk(const kernels::QueryTile& tile, int64_t chunk) {
+KeyRange InChunk(const kernels::QueryTile& tile, int64_t, int64_t chunk) {
   return {tile.first_position / chunk * chunk, int64_t{tile.first_position} + tile.num_rows};
 }
 

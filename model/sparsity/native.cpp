@@ -11,9 +11,9 @@ PatternOr MakeNative(const PatternPolicy& policy, const PatternContext& context)
     return NewChunked(context.native_chunk);
   }
   if (context.native_window > 0 && context.native_window < context.max_positions) {
-    return NewWindow(context.native_window, 0);
+    return NewWindow(context.native_window, 0, context.causal);
   }
-  return NewDense();
+  return NewDense(context.causal);
 }
 
 }  // namespace longstride::model

@@ -5,18 +5,19 @@
 
 namespace longstride::model {
 
-void SelectPageRanges(int32_t sink_tokens, KeyRange (*range)(const kernels::QueryTile&, int64_t),
-                      int64_t argument, SelectionBuilder* out) {
+void SelectPageRanges(int32_t sink_tokens, KeyRangeFn range, int64_t argument,
+                      SelectionBuilder* out) {
   const int64_t entry = out->entry_tokens;
+  const auto keys_of = [&](size_t t) { return range(out->tiles[t], out->kv_lens[t], argument); };
   int64_t end_entry = 0;
-  for (const kernels::QueryTile& tile : out->tiles) {
-    end_entry = std::max(end_entry, (range(tile, argument).end + entry - 1) / entry);
+  for (size_t t = 0; t < out->tiles.size(); ++t) {
+    end_entry = std::max(end_entry, (keys_of(t).end + entry - 1) / entry);
   }
   out->entries.resize(static_cast<size_t>(end_entry));
   std::iota(out->entries.begin(), out->entries.end(), 0);
   const int64_t sink_entries = (sink_tokens + entry - 1) / entry;
   for (size_t t = 0; t < out->tiles.size(); ++t) {
-    const KeyRange keys = range(out->tiles[t], argument);
+    const KeyRange keys = keys_of(t);
     const int64_t begin = keys.begin / entry;
     const int64_t end = (keys.end + entry - 1) / entry;
     const auto tile = static_cast<int32_t>(t);

@@ -26,8 +26,8 @@ PatternOr MakeXAttention(const PatternPolicy& policy, const PatternContext& cont
 PatternOr MakeVerticalSlash(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.
-std::unique_ptr<SparsePattern> NewDense();
-std::unique_ptr<SparsePattern> NewWindow(int32_t window, int32_t sink_tokens);
+std::unique_ptr<SparsePattern> NewDense(bool causal = true);
+std::unique_ptr<SparsePattern> NewWindow(int32_t window, int32_t sink_tokens, bool causal = true);
 std::unique_ptr<SparsePattern> NewChunked(int32_t chunk);
 
 // Largest value that window, chunk, stride and the like may take.
@@ -40,9 +40,10 @@ struct KeyRange {
 };
 
 // Lists, for patterns whose tiles read one range of pages each (and the pages of the sinks): sets
-// entries and lists from `ranges`, one per tile. Lists without sinks are ranges of one ascending
+// entries and lists from `range`, called for each tile with its kv_lens and `argument`. Lists without sinks are ranges of one ascending
 // array, so that a step costs O(tiles + pages of the longest sequence).
-void SelectPageRanges(int32_t sink_tokens, KeyRange (*range)(const kernels::QueryTile&, int64_t),
-                      int64_t argument, SelectionBuilder* out);
+using KeyRangeFn = KeyRange (*)(const kernels::QueryTile& tile, int64_t kv_len, int64_t argument);
+void SelectPageRanges(int32_t sink_tokens, KeyRangeFn range, int64_t argument,
+                      SelectionBuilder* out);
 
 }  // namespace longstride::model

@@ -5,9 +5,9 @@ namespace longstride::model {
 
 const std::vector<PatternFactory>& PatternRegistry() {
   static const std::vector<PatternFactory> kPatterns = {
-      {"native", "what the checkpoint was trained with in this layer", MakeNative},
-      {"dense", "all keys up to the query", MakeDense},
-      {"window", "the last `window` keys, and the first `sink_tokens`", MakeWindow},
+      {"native", "what the checkpoint was trained with in this layer", MakeNative, true},
+      {"dense", "all keys up to the query", MakeDense, true},
+      {"window", "the last `window` keys, and the first `sink_tokens`", MakeWindow, true},
       {"chunked", "the keys of the query's own chunk of `chunk` positions", MakeChunked},
       {"strided", "every `stride`-th key back from the query, and the last `local`", MakeStrided},
       {"dilated", "`window` keys `dilation` apart, and the first `global_tokens`", MakeDilated},
@@ -37,7 +37,12 @@ absl::StatusOr<std::unique_ptr<SparsePattern>> MakePattern(const PatternPolicy& 
                                                            const PatternContext& context) {
   std::vector<std::string> names;
   for (const PatternFactory& factory : PatternRegistry()) {
-    if (factory.name == policy.pattern) return factory.make(policy, context);
+    if (factory.name == policy.pattern) {
+      if (context.causal || factory.reads_ahead) return factory.make(policy, context);
+      return policy.Error(StrCat("the pattern ", Quoted(policy.pattern),
+                                 " is causal, but the checkpoint is an encoder, which reads in both "
+                                 "directions; choose native, dense or window."));
+    }
     names.emplace_back(factory.name);
   }
   return policy.Error(StrCat("unknown pattern ", Quoted(policy.pattern), "; known patterns are ",

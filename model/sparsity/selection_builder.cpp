@@ -25,6 +25,7 @@ int64_t PaddedEntries(int64_t entries) {
 
 void SelectionBuilder::Clear() {
   tiles.clear();
+  kv_lens.clear();
   list_begin.clear();
   list_count.clear();
   entries.clear();
@@ -45,6 +46,7 @@ void SelectionBuilder::MakeTiles(std::span<const QueryRun> runs, int64_t boundar
            .row_begin = run.row_begin + static_cast<int32_t>(position - run.first_position),
            .num_rows = static_cast<int32_t>(tile_end - position),
            .first_position = static_cast<int32_t>(position)});
+      kv_lens.push_back(run.kv_len);
       position = tile_end;
     }
   }

@@ -32,6 +32,8 @@ struct QueryRun {
   int32_t num_rows = 0;
   int64_t first_position = 0;
   NumericsClass numerics = NumericsClass::kPrompt;
+  // Keys of the sequence after this step, for patterns that read ahead; these get whole documents.
+  int64_t kv_len = 0;
 };
 
 // How a query-dependent pattern chooses pages (kernels::SelectPagesParams).
@@ -66,6 +68,7 @@ class SelectionBuilder {
   int32_t entry_tokens = 64;
   int32_t query_tile = 128;
   std::vector<kernels::QueryTile> tiles;
+  std::vector<int64_t> kv_lens;     // [tiles] QueryRun::kv_len of its run
   std::vector<int64_t> list_begin;  // [num_list_heads, tiles]
   std::vector<int32_t> list_count;
   std::vector<int32_t> entries;
@@ -102,13 +105,15 @@ class SparsePattern {
   // pages each list of tile t takes, and neither heads nor entries.
   virtual const PageRanking* ranking() const { return nullptr; }
   // Keys that a prompt's query at `position` sees, summed over the pattern's heads and divided by
-  // their count: density, cost prediction and metrics.
+  // their count: density, cost prediction and metrics. Patterns that read ahead count what lies back
+  // from `position` and ahead of the position as far from the document's end: summed over a document
+  // it is what all its queries see.
   virtual double VisibleKeys(int64_t position) const = 0;
   // The same for a generated token, where that is another function of the position.
   virtual double GeneratedVisibleKeys(int64_t position) const { return VisibleKeys(position); }
   // Whether `head` at query position i may read position j: the definition, used by tests, by the
   // pictures of `inspect` and the playground. Must agree with Select. Where it depends on the query:
-  // whether some query reads j.
+  // whether some query reads j. Positions beyond a sequence's end are not told apart.
   virtual bool Visible(int32_t head, int64_t i, int64_t j) const = 0;
 
   double VisibleKeys(int64_t position, NumericsClass numerics) const {
@@ -124,6 +129,7 @@ struct PatternContext {
   int32_t native_window = 0;
   int32_t native_chunk = 0;
   int32_t max_positions = 0;
+  bool causal = true;  // false: queries also read ahead (encoders)
 };
 
 struct PatternFactory {
@@ -131,12 +137,13 @@ struct PatternFactory {
   std::string_view summary;  // one line for docs and --help
   absl::StatusOr<std::unique_ptr<SparsePattern>> (*make)(const PatternPolicy&,
                                                          const PatternContext&);
+  bool reads_ahead = false;  // has a form for encoders
 };
 
 const std::vector<PatternFactory>& PatternRegistry();
 
-// INVALID_ARGUMENT: unknown pattern (nearest name suggested) or bad parameters, with their place in
-// the plan file.
+// INVALID_ARGUMENT: unknown pattern (nearest name suggested), one that is causal alone for an encoder,
+// or bad parameters, with their place in the plan file.
 absl::StatusOr<std::unique_ptr<SparsePattern>> MakePattern(const PatternPolicy& policy,
                                                            const PatternContext& context);
 

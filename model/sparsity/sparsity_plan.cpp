@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "model/sparsity/hash.h"
+#include "model/sparsity/patterns.h"
 
 namespace longstride::model {
 namespace {
@@ -122,7 +123,8 @@ class Resolver {
                                       .num_query_heads = attention.num_heads,
                                       .native_window = attention.native.window,
                                       .native_chunk = attention.native.chunk,
-                                      .max_positions = plan_->max_context};
+                                      .max_positions = plan_->max_context,
+                                      .causal = spec_.causal};
       ASSIGN_OR_RETURN(std::unique_ptr<SparsePattern> made, MakePattern(RulePolicy(rule), context));
       it = memo_.emplace(key, std::move(made)).first;
     }
@@ -289,6 +291,10 @@ class Resolver {
   }
 
   void FinishClasses() {
+    if (!spec_.causal) {
+      plan_->chunk_alignment = (plan_->max_context + kernels::kPageTokens - 1) /
+                               kernels::kPageTokens * kernels::kPageTokens;
+    }
     for (const auto& pattern : plan_->patterns) {
       const PageRanking* ranking = pattern->ranking();
       if (ranking == nullptr) continue;
@@ -337,6 +343,7 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   plan.name = policy.name;
   plan.fidelity_report = policy.fidelity_report;
   plan.max_context = max_context > 0 ? max_context : spec.max_positions;
+  plan.causal = spec.causal;
   RETURN_IF_ERROR(Resolver(policy, spec, &plan).Run(dtype));
   return plan;
 }
@@ -353,7 +360,8 @@ double SparsityPlan::Density(int64_t position, NumericsClass numerics) const {
     }
     sum += visible / heads;
   }
-  return sum / static_cast<double>(layers.size()) / static_cast<double>(position + 1);
+  const double dense = NewDense(causal)->VisibleKeys(position);
+  return sum / static_cast<double>(layers.size()) / dense;
 }
 
 int64_t SparsityPlan::CacheBytes(int64_t tokens, int64_t step_tokens) const {

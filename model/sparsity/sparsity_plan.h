@@ -38,8 +38,10 @@ struct SparsityPlan {
 
   int32_t max_context = 0;  // positions that may be served
   // Prompts are computed and shared in whole runs of this many positions, counted from 0 (a prompt's
-  // last may be shorter): more than 1 where a pattern pools their queries.
+  // last may be shorter): more than 1 where a pattern pools their queries, and all of the context in
+  // an encoder, whose documents are never cut.
   int32_t chunk_alignment = 1;
+  bool causal = true;  // ModelSpec's
   // Whether prompt and generated tokens are one function of what stands before them.
   bool one_numerics_class = true;
 
@@ -48,7 +50,8 @@ struct SparsityPlan {
   static absl::StatusOr<SparsityPlan> Resolve(const SparsityPolicy& policy, const ModelSpec& spec,
                                               kernels::KvDType dtype, int32_t max_context = 0);
 
-  // Mean over layers and heads of visible keys / causal keys for the query at `position`.
+  // Mean over layers and heads of visible keys / the keys of a dense layer (causal or not, as the
+  // model is) for the query at `position`.
   double Density(int64_t position, NumericsClass numerics = NumericsClass::kPrompt) const;
   // Bytes that one sequence of `tokens` cached positions holds while a step of `step_tokens` more
   // is computed.

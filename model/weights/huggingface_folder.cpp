@@ -1,5 +1,6 @@
 #include "model/weights/huggingface_folder.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <set>
@@ -9,6 +10,7 @@
 #include "model/weights/json_check.h"
 #include "model/weights/mapped_file.h"
 #include "model/weights/safetensors_parser.h"
+#include "nlohmann/json.hpp"
 
 namespace longstride::model {
 namespace {
@@ -19,6 +21,8 @@ constexpr int kMaxConfigDepth = 64;
 constexpr std::string_view kConfig = "config.json";
 constexpr std::string_view kWhole = "model.safetensors";
 constexpr std::string_view kIndex = "model.safetensors.index.json";
+constexpr std::string_view kModules = "modules.json";
+constexpr size_t kMaxModules = 16;
 
 // The text of folder/name. NOT_FOUND, INVALID_ARGUMENT (too large).
 absl::StatusOr<std::string> ReadText(const std::string& folder, std::string_view name,
@@ -29,6 +33,35 @@ absl::StatusOr<std::string> ReadText(const std::string& folder, std::string_view
         StrCat(name, " has ", file.bytes().size(), " bytes; at most ", max_bytes, " are allowed"));
   }
   return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+}
+
+bool IsPlainName(std::string_view name) {
+  return !name.empty() && name != "." && name != ".." &&
+         name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
+}
+
+// [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}, …]
+absl::StatusOr<std::vector<CheckpointModule>> ParseModules(const std::string& text) {
+  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  std::vector<CheckpointModule> modules;
+  if (!json.is_array() || json.size() > kMaxModules) {
+    return absl::InvalidArgumentError(
+        StrCat(kModules, " is not a JSON list of at most ", kMaxModules, " modules"));
+  }
+  for (const auto& entry : json) {
+    const auto text_of = [&entry](const char* key) {
+      const bool there = entry.is_object() && entry.contains(key) && entry[key].is_string();
+      return there ? entry[key].get<std::string>() : std::string("?/");
+    };
+    CheckpointModule module{.type = text_of("type"), .folder = text_of("path")};
+    module.type = module.type.substr(module.type.find_last_of('.') + 1);
+    if (!IsPlainName(module.type) || (!module.folder.empty() && !IsPlainName(module.folder))) {
+      return absl::InvalidArgumentError(
+          StrCat(kModules, ": a module needs a \"type\" and a \"path\" that is a folder's name"));
+    }
+    modules.push_back(std::move(module));
+  }
+  return modules;
 }
 
 struct Shard {
@@ -49,6 +82,7 @@ class HuggingFaceFolder final : public WeightsFile {
     RETURN_IF_ERROR(
         CheckJsonLimits(checkpoint->config_, kConfig, kMaxConfigBytes, kMaxConfigDepth));
     RETURN_IF_ERROR(checkpoint->OpenShards());
+    RETURN_IF_ERROR(checkpoint->OpenModules());
     return std::unique_ptr<WeightsFile>(std::move(checkpoint));
   }
 
@@ -84,13 +118,15 @@ class HuggingFaceFolder final : public WeightsFile {
   std::vector<int64_t> GgufInts(std::string_view) const override { return {}; }
 
   std::optional<std::string> TextFile(std::string_view name) const override {
-    if (name.find('/') != std::string_view::npos || name.find('\0') != std::string_view::npos) {
-      return std::nullopt;
-    }
+    const size_t slash = name.find('/');
+    if (slash != std::string_view::npos && !HasModule(name.substr(0, slash))) return std::nullopt;
+    if (!IsPlainName(name.substr(slash + 1))) return std::nullopt;
     absl::StatusOr<std::string> text = ReadText(folder_, name, kMaxTextBytes);
     if (!text.ok()) return std::nullopt;
     return *std::move(text);
   }
+
+  std::vector<CheckpointModule> modules() const override { return modules_; }
 
   void Release(const kernels::TensorView& view) const override {
     const auto* data = view.ptr<const uint8_t>();
@@ -106,6 +142,10 @@ class HuggingFaceFolder final : public WeightsFile {
     std::call_once(digest_once_, [this] {
       CheckpointDigest digest;
       digest.AddText(config_);
+      for (const CheckpointModule& module : modules_) {
+        digest.AddText(StrCat(module.type, " ", module.folder));
+        digest.AddText(TextFile(StrCat(module.folder, "/", kConfig)).value_or(""));
+      }
       for (const auto& [name, entry] : tensors_) {
         if (entry.view.data != nullptr) digest.AddTensor(name, entry.view);
       }
@@ -150,7 +190,28 @@ class HuggingFaceFolder final : public WeightsFile {
     return absl::OkStatus();
   }
 
-  absl::Status AddShard(const std::string& name) {
+  bool HasModule(std::string_view folder) const {
+    return !folder.empty() && std::any_of(modules_.begin(), modules_.end(),
+                                          [&](const auto& m) { return m.folder == folder; });
+  }
+
+  absl::Status OpenModules() {
+    const absl::StatusOr<std::string> text = ReadText(folder_, kModules, kMaxConfigBytes);
+    if (absl::IsNotFound(text.status())) return absl::OkStatus();
+    RETURN_IF_ERROR(text.status());
+    RETURN_IF_ERROR(CheckJsonLimits(*text, kModules, kMaxConfigBytes, kMaxConfigDepth));
+    ASSIGN_OR_RETURN(modules_, ParseModules(*text));
+    for (const CheckpointModule& module : modules_) {
+      if (module.folder.empty()) continue;
+      const absl::Status status =
+          AddShard(StrCat(module.folder, "/", kWhole), StrCat(module.folder, "/"));
+      if (!status.ok() && !absl::IsNotFound(status)) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  // Tensors are named with `prefix`.
+  absl::Status AddShard(const std::string& name, const std::string& prefix = "") {
     Shard shard;
     ASSIGN_OR_RETURN(shard.mapping, MappedFile::Open(StrCat(folder_, "/", name), name));
     absl::StatusOr<std::vector<SafetensorsTensor>> tensors =
@@ -164,7 +225,7 @@ class HuggingFaceFolder final : public WeightsFile {
             kernels::TensorView::Contiguous(shard.mapping.bytes().data() + tensor.offset,
                                             *tensor.dtype, tensor.shape.data(), tensor.rank);
       }
-      if (!tensors_.emplace(tensor.name, std::move(entry)).second) {
+      if (!tensors_.emplace(prefix + tensor.name, std::move(entry)).second) {
         return absl::InvalidArgumentError("two safetensors files have a tensor of the same name");
       }
     }
@@ -174,6 +235,7 @@ class HuggingFaceFolder final : public WeightsFile {
 
   std::string folder_;
   std::string config_;
+  std::vector<CheckpointModule> modules_;
   std::vector<Shard> shards_;
   std::map<std::string, Entry, std::less<>> tensors_;
   mutable std::once_flag digest_once_;

@@ -18,6 +18,12 @@ namespace longstride::model {
 
 enum class CheckpointFormat { kGguf, kHuggingFace };
 
+// One step of a sentence-transformers folder (modules.json).
+struct CheckpointModule {
+  std::string type;    // "Pooling": without the Python package
+  std::string folder;  // "1_Pooling"; "": the checkpoint itself
+};
+
 // Immutable and thread-safe after Open. Views stay valid while the object lives.
 class WeightsFile {
  public:
@@ -35,7 +41,8 @@ class WeightsFile {
   // (arrays longer than 4,096 elements left out; see GgufStrings etc. below for those).
   virtual const std::string& metadata_json() const = 0;
   virtual std::vector<std::string> tensor_names() const = 0;
-  // NOT_FOUND names the tensor. Shapes are row-major, outermost first: a GGUF [640, 2048] weight
+  // Tensors of a module's folder are named with it: "2_Dense/linear.weight". NOT_FOUND names the
+  // tensor. Shapes are row-major, outermost first: a GGUF [640, 2048] weight
   // is the matrix [2048 rows, 640 columns].
   virtual absl::StatusOr<kernels::TensorView> Tensor(std::string_view name) const = 0;
   bool Has(std::string_view name) const { return Tensor(name).ok(); }
@@ -46,8 +53,12 @@ class WeightsFile {
   virtual std::vector<int64_t> GgufInts(std::string_view key) const = 0;
 
   // Text files of a Hugging Face folder (tokenizer.json, generation_config.json,
-  // chat_template.jinja, tokenizer_config.json …); nullopt where absent (always for GGUF).
+  // chat_template.jinja, tokenizer_config.json …) and of its modules ("1_Pooling/config.json");
+  // nullopt where absent (always for GGUF).
   virtual std::optional<std::string> TextFile(std::string_view name) const = 0;
+
+  // What makes embeddings of the checkpoint's states, in order; empty where it does not say.
+  virtual std::vector<CheckpointModule> modules() const { return {}; }
 
   // Tells the system that a tensor's file pages are not needed any more (it was repacked). The view
   // stays valid; touching it reads the file again.

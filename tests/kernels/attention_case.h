@@ -203,7 +203,7 @@ inline bool Sees(const AttentionCase& c, size_t tile, int32_t h, int64_t i, int6
   }
   const EdgeRule& e = c.edges[lh];
   if (e.causal && j > i) return false;
-  if (e.window > 0 && i - j >= e.window && j >= e.sink_tokens) return false;
+  if (e.window > 0 && std::abs(i - j) >= e.window && j >= e.sink_tokens) return false;
   if (e.chunk > 0 && i / e.chunk != j / e.chunk) return false;
   return true;
 }
