@@ -54,6 +54,8 @@ class InstantExecutor : public Executor {
     return absl::OkStatus();
   }
   void Decommit(int32_t, std::span<const int32_t>) override {}
+  std::vector<float> Embed(std::span<const float>) override { return {}; }
+  std::vector<float> Classify(std::span<const float>) override { return {}; }
   absl::Status CopyPages(std::span<const model::PageCopy>) override { return absl::OkStatus(); }
 
  private:

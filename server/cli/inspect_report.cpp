@@ -104,7 +104,8 @@ void DescribeGroups(const model::SparsityPlan& plan, int64_t step_tokens, Inspec
 absl::Status JudgeMemory(const model::ModelOptions& options, const model::ModelSpec& spec,
                          const model::SparsityPlan& plan, InspectReport* report) {
   report->kv_bytes = report->kv_bytes_per_sequence * report->question.concurrency;
-  report->step_bytes = model::WorkspaceBytes(spec, options.max_step_tokens);
+  report->step_bytes =
+      model::WorkspaceBytes(spec, model::StepTokens(plan, options.max_step_tokens));
   if (options.backend == kernels::BackendKind::kCuda) {
     const auto memory = kernels::MemoryOf(options.backend);
     if (!memory.ok()) return WithExit(memory.status(), kExitUsage);
@@ -171,7 +172,9 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   }
   report.weight_bytes = (*file)->file_bytes();
   report.flops = FlopsOf(*spec, plan, report.question.context);
-  DescribeGroups(plan, config.scheduler.max_step_tokens, &report);
+  DescribeGroups(plan,
+                 model::StepTokens(plan, static_cast<int32_t>(config.scheduler.max_step_tokens)),
+                 &report);
   RETURN_IF_ERROR(JudgeMemory(options, *spec, plan, &report));
   return report;
 }

@@ -54,7 +54,9 @@ SchedulerLimits LimitsOf(const EngineOptions& options, const ExecutorInfo& info)
   }
   limits.max_step_logits = std::max(options.max_step_logits, 1);
   int32_t most = std::min(limits.max_step_tokens, limits.max_step_logits);
-  if (limits.whole_units) {
+  if (!info.causal) {
+    most = limits.max_step_tokens;  // nothing decodes beside the prompts
+  } else if (limits.whole_units) {
     // Beside all others' decodes there is room for a tile of a prompt, scored if need be.
     limits.max_step_logits = std::max(limits.max_step_logits, limits.unit_tokens);
     most = std::min(limits.max_step_tokens, limits.max_step_logits) - limits.unit_tokens;
@@ -81,7 +83,8 @@ SchedulerState MakeState(const EngineOptions& options, const ExecutorInfo& info)
     retentions.push_back(info.groups[g].retention);
   }
   state.allocator = std::make_unique<PageAllocator>(std::move(groups), info.kv_budget_bytes);
-  if (options.prefix_cache) {
+  // An encoder's keys depend on what follows them: no text shares another's.
+  if (options.prefix_cache && info.causal) {
     const double fraction = std::clamp(options.prefix_cache_fraction, 0.0, 1.0);
     state.prefix_cache = std::make_unique<PrefixCache>(
         state.allocator.get(), std::move(retentions),
@@ -132,7 +135,7 @@ struct EngineCore::Request {
   std::vector<TokenOutput> prompt_scores;
   std::unique_ptr<TextStream> prompt_text;
   double attended = 0;  // usage.kv_tokens_attended before rounding
-  std::vector<double> pooled;
+  std::vector<double> pooled;  // sums over num_pooled tokens, or one token's
   int32_t num_pooled = 0;
 
   int32_t num_prompt() const { return static_cast<int32_t>(request.prompt.size()); }
@@ -198,8 +201,15 @@ absl::Status EngineCore::Validate(const GenerationRequest& r) const {
     return absl::InvalidArgumentError(StrCat("min_tokens is ", r.min_tokens, " and max_tokens is ",
                                              r.max_tokens, ": 0 <= min_tokens <= max_tokens is needed"));
   }
-  if (r.kind == RequestKind::kEmbed && (r.max_tokens != 0 || r.num_choices != 1)) {
-    return absl::InvalidArgumentError("an embedding generates no tokens and has one choice");
+  if (r.kind == RequestKind::kGenerate && !info.causal) {
+    return absl::InvalidArgumentError("an encoder generates no text");
+  }
+  if (r.kind == RequestKind::kClassify && info.num_labels == 0) {
+    return absl::InvalidArgumentError("the model has no classifier");
+  }
+  if (r.kind != RequestKind::kGenerate && (r.max_tokens != 0 || r.num_choices != 1)) {
+    return absl::InvalidArgumentError(
+        "an embedding or classification generates no tokens and has one choice");
   }
   const model::SamplingParams& s = r.sampling;
   for (const float x : {s.temperature, s.top_p, s.min_p, s.typical_p, s.repetition_penalty,
@@ -264,7 +274,7 @@ std::unique_ptr<Sequence> EngineCore::NewSequence(const PreparedRequest& prepare
   s->arrival = prepared.arrival;
   s->rope_variant = prepared.rope_variant;
   s->use_prefix_cache = r.use_prefix_cache;
-  s->wants_hidden = r.kind == RequestKind::kEmbed;
+  s->wants_hidden = r.kind != RequestKind::kGenerate;
   s->wants_prompt_logits = r.num_prompt_logprobs >= 0;
   s->wants_last_logits = r.max_tokens > 0;
   s->num_prompt = static_cast<int32_t>(r.prompt.size());
@@ -628,7 +638,7 @@ void EngineCore::HandleRun(const RunContext& context, StepReport* report) {
     report->recomputed_tokens += std::max(0, std::min(end, s->high_water) - run.first_position);
   }
   for (int32_t p = std::max(run.first_position, s->high_water); p < end; ++p) {
-    r->usage.kv_tokens_total += p + 1;
+    r->usage.kv_tokens_total += executor_->info().causal ? p + 1 : end;
     r->attended += attended_keys_(p, run.numerics);
   }
   r->usage.kv_tokens_attended = std::llround(r->attended);
@@ -694,27 +704,36 @@ void EngineCore::ScorePrompt(const RunContext& context) {
   }
 }
 
+model::Pooling EngineCore::PoolingOf(const Request& r) const {
+  return r.request.kind == RequestKind::kClassify ? executor_->info().classify_pooling
+                                                  : executor_->info().embed_pooling;
+}
+
 // Sums in order of position, in double: the same whatever the chunks were.
 void EngineCore::Pool(const RunContext& context) {
   Request* r = context.request;
   const PlannedRun& run = *context.run;
+  const model::Pooling pooling = PoolingOf(*r);
   const auto dim = static_cast<size_t>(output_.hidden.shape[1]);
   r->pooled.resize(dim, 0.0);
   for (int32_t i = 0; i < run.num_tokens; ++i) {
     if (run.first_position + i != r->num_pooled) continue;  // pooled before a preemption
     const float* row = output_.hidden.row<float>(context.first_hidden_row + i);
-    for (size_t d = 0; d < dim; ++d) r->pooled[d] += static_cast<double>(row[d]);
     ++r->num_pooled;
+    if (pooling == model::Pooling::kFirst && r->num_pooled > 1) continue;
+    if (pooling == model::Pooling::kLast) r->pooled.assign(dim, 0.0);
+    for (size_t d = 0; d < dim; ++d) r->pooled[d] += static_cast<double>(row[d]);
   }
 }
 
 void EngineCore::FinishPrefillOnly(Request* r) {
-  if (r->request.kind == RequestKind::kEmbed) {
-    OutputEvent event{.kind = OutputEvent::Kind::kEmbedding};
-    for (const double sum : r->pooled) {
-      event.embedding.push_back(static_cast<float>(sum / r->num_pooled));
-    }
-    Emit(r, std::move(event));
+  if (r->request.kind != RequestKind::kGenerate) {
+    const int32_t count = PoolingOf(*r) == model::Pooling::kMean ? r->num_pooled : 1;
+    std::vector<float> pooled;
+    for (const double sum : r->pooled) pooled.push_back(static_cast<float>(sum / count));
+    Emit(r, {.kind = OutputEvent::Kind::kVector,
+             .vector = r->request.kind == RequestKind::kEmbed ? executor_->Embed(pooled)
+                                                              : executor_->Classify(pooled)});
   }
   for (size_t c = 0; c < r->choices.size(); ++c) {
     EndChoice(r, static_cast<int32_t>(c), {.reason = FinishReason::kLength});

@@ -112,6 +112,7 @@ class EngineCore {
   void HandleRun(const RunContext& run, StepReport* report);
   void ReportProgress(Request* request, int32_t processed);
   void ScorePrompt(const RunContext& run);
+  model::Pooling PoolingOf(const Request& request) const;
   void Pool(const RunContext& run);
   // Asks the model for the tokens that it may choose by itself.
   void AskForTokens();

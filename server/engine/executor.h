@@ -10,6 +10,7 @@
 #include "config/base/status.h"
 #include "model/cache_group.h"
 #include "model/model_input.h"
+#include "model/model_spec.h"
 
 namespace longstride::engine {
 
@@ -24,6 +25,12 @@ struct ExecutorInfo {
   // SparsityPlan's fields of the same names.
   int32_t chunk_alignment = 1;
   bool one_numerics_class = true;
+  // ModelSpec's. Without it nothing is generated, and chunk_alignment is the whole context: a prompt
+  // is one run of one step.
+  bool causal = true;
+  model::Pooling embed_pooling = model::Pooling::kMean;
+  model::Pooling classify_pooling = model::Pooling::kMean;
+  int32_t num_labels = 0;  // 0: the model has no classifier
   std::string plan_digest;
   std::string model_digest;
   std::string kv_dtype;
@@ -39,6 +46,9 @@ class Executor {
   virtual double AttendedKeys(int64_t position, model::NumericsClass numerics) const = 0;
   // Runs the model. Logits and hidden states stay valid until the next call.
   virtual absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) = 0;
+  // The embedding, or the labels' scores, of a text whose final hidden states were pooled.
+  virtual std::vector<float> Embed(std::span<const float> pooled) = 0;
+  virtual std::vector<float> Classify(std::span<const float> pooled) = 0;
   // Gives memory of free pages back, so that another group can grow within the budget.
   virtual void Decommit(int32_t group, std::span<const int32_t> pages) = 0;
   // Copies pages to slots in host memory and back, in order; done when it returns.

@@ -2,6 +2,8 @@
 
 #include <map>
 
+#include "model/output_heads.h"
+
 namespace longstride::engine {
 
 ModelExecutor::ModelExecutor(model::Model* model, model::fidelity::LiveShadow* shadow)
@@ -20,6 +22,12 @@ ModelExecutor::ModelExecutor(model::Model* model, model::fidelity::LiveShadow* s
   info_.max_step_tokens = model->options().max_step_tokens;
   info_.chunk_alignment = model->plan().chunk_alignment;
   info_.one_numerics_class = model->plan().one_numerics_class;
+  info_.causal = model->spec().causal;
+  info_.embed_pooling = model->spec().embedding_head.pooling;
+  if (const auto& classifier = model->spec().classifier) {
+    info_.classify_pooling = classifier->head.pooling;
+    info_.num_labels = static_cast<int32_t>(classifier->labels.size());
+  }
   info_.plan_digest = model->plan().digest;
   info_.model_digest = model->model_digest();
   info_.kv_dtype = kernels::KvDTypeName(cache.options().dtype);
@@ -60,6 +68,14 @@ absl::Status ModelExecutor::Forward(const model::ModelInput& input, model::Model
   output->shadow = shadow_->Take();
   output->times.attention_ns -= output->shadow->nanos;
   return status;
+}
+
+std::vector<float> ModelExecutor::Embed(std::span<const float> pooled) {
+  return model::Embed(model_->spec(), pooled);
+}
+
+std::vector<float> ModelExecutor::Classify(std::span<const float> pooled) {
+  return model::Classify(model_->spec(), pooled);
 }
 
 void ModelExecutor::Decommit(int32_t group, std::span<const int32_t> pages) {

@@ -17,6 +17,8 @@ class ModelExecutor : public Executor {
   const ExecutorInfo& info() const override { return info_; }
   double AttendedKeys(int64_t position, model::NumericsClass numerics) const override;
   absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override;
+  std::vector<float> Embed(std::span<const float> pooled) override;
+  std::vector<float> Classify(std::span<const float> pooled) override;
   absl::Status CopyPages(std::span<const model::PageCopy> copies) override;
   void Decommit(int32_t group, std::span<const int32_t> pages) override;
   bool healthy() const override { return model_->backend().healthy(); }

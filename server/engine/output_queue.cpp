@@ -11,7 +11,7 @@ OutputQueue::OutputQueue(std::function<void()> notify, std::function<void()> dra
 
 int64_t OutputQueue::BytesOf(const OutputEvent& event) {
   auto bytes = static_cast<int64_t>(sizeof(OutputEvent) + event.text.size() +
-                                    event.embedding.size() * sizeof(float));
+                                    event.vector.size() * sizeof(float));
   for (const TokenOutput& token : event.tokens) {
     bytes += static_cast<int64_t>(sizeof(TokenOutput) + token.text.size() +
                                   token.top.size() * sizeof(model::TokenLogprob));

@@ -13,7 +13,8 @@
 
 namespace longstride::engine {
 
-enum class RequestKind { kGenerate, kEmbed };
+// The last two give one vector for the prompt and generate nothing.
+enum class RequestKind { kGenerate, kEmbed, kClassify };
 
 struct GenerationRequest {
   RequestKind kind = RequestKind::kGenerate;
@@ -77,7 +78,7 @@ struct OutputEvent {
     kPromptLogprobs,  // once, before the first delta, if asked for
     kDelta,           // new text of one choice
     kChoiceFinished,  // last event of one choice
-    kEmbedding,
+    kVector,          // of kEmbed and kClassify
     kFinished,        // last event of the request: `status` and `usage`
   };
   Kind kind = Kind::kDelta;
@@ -88,7 +89,7 @@ struct OutputEvent {
   std::string stop_string{};         // kChoiceFinished: which stop string or empty
   std::optional<int32_t> stop_token{};  // kChoiceFinished: which stop token
   int32_t processed_tokens = 0;      // kProgress
-  std::vector<float> embedding{};    // kEmbedding: mean of the final hidden states, not normalised
+  std::vector<float> vector{};       // kVector: the embedding, not normalised, or a score a label
   absl::Status status{};             // kFinished: why, where reason is kError/kDeadline/kCancelled
   RequestUsage usage{};              // kProgress (so far), kFinished
 };

@@ -114,6 +114,14 @@ struct EmbedRequest {
   std::string cache_salt;
 };
 
+struct ClassifyRequest {
+  std::string model;
+  std::vector<PromptInput> inputs;
+  bool add_special_tokens = true;
+  std::optional<int64_t> priority;
+  std::optional<double> timeout_seconds;
+};
+
 struct TokenizeRequest {
   std::string model;
   std::string text;

@@ -1,5 +1,6 @@
 #include "absl/time/clock.h"
 #include "model/model.h"
+#include "model/output_heads.h"
 #include "server/frontend/served_model.h"
 
 namespace longstride::frontend {
@@ -16,7 +17,9 @@ ServedModel DescribeModel(model::Model& model) {
   served.device = model.backend().Describe();
   served.max_context = model.max_context();
   served.vocab_size = model.spec().vocab_size;
-  served.dim = model.spec().dim;
+  served.dim = model::EmbeddingDim(model.spec());
+  served.causal = model.spec().causal;
+  if (model.spec().classifier) served.labels = model.spec().classifier->labels;
   served.num_layers = static_cast<int32_t>(model.spec().layers.size());
   served.num_parameters = model.spec().num_parameters;
   served.created = absl::Now();

@@ -94,9 +94,9 @@ class GenerationImpl final : public Generation {
       case OutputEvent::Kind::kChoiceFinished:
         FinishChoice(std::move(out), in, events);
         return;
-      case OutputEvent::Kind::kEmbedding:
-        out.kind = GenerationEvent::Kind::kEmbedding;
-        out.embedding = std::move(in->embedding);
+      case OutputEvent::Kind::kVector:
+        out.kind = GenerationEvent::Kind::kVector;
+        out.vector = std::move(in->vector);
         break;
       case OutputEvent::Kind::kFinished:
         FinishPrompt(prompt, *in);

@@ -50,7 +50,7 @@ struct GenerationEvent {
     kPromptLogprobs,  // of `prompt`
     kDelta,
     kChoiceFinished,
-    kEmbedding,  // of `prompt`
+    kVector,  // of `prompt`
     kFinished,   // last; `status` says whether all of it is well
   };
   Kind kind = Kind::kDelta;
@@ -62,7 +62,7 @@ struct GenerationEvent {
   std::string stop_string;
   std::optional<int32_t> stop_token;
   int32_t processed_tokens = 0;
-  std::vector<float> embedding;
+  std::vector<float> vector;  // kVector: an embedding, or the labels' scores
   absl::Status status;
   engine::RequestUsage usage;  // kProgress: of the prompt so far; kFinished: all prompts together
 };

@@ -453,10 +453,33 @@ grpc::ServerUnaryReactor* StartEmbed(grpc::CallbackServerContext* context,
       [response, normalize](const GenerationInfo& info, CollectedAnswer* answer) {
         response->set_model(info.model->name);
         response->set_prompt_tokens(answer->usage.prompt_tokens);
-        for (std::vector<float>& vector : answer->embeddings) {
+        for (std::vector<float>& vector : answer->vectors) {
           if (normalize) Normalize(&vector);
           response->add_embeddings()->mutable_values()->Assign(vector.begin(), vector.end());
         }
+      });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* StartClassify(grpc::CallbackServerContext* context,
+                                        const pb::ClassifyRequest* request,
+                                        pb::ClassifyResponse* response, GrpcShared* shared) {
+  auto call = MakeUnary(context, "Classify", shared);
+  auto native = std::make_shared<ClassifyRequest>(FromProto(*request));
+  RunCollected(
+      call, false,
+      [shared, native](const CallContext& caller, std::function<void()> notify) {
+        return shared->service->Classify(std::move(*native), caller, std::move(notify));
+      },
+      [response](const GenerationInfo& info, CollectedAnswer* answer) {
+        response->set_model(info.model->name);
+        response->set_prompt_tokens(answer->usage.prompt_tokens);
+        for (const std::vector<float>& scores : answer->vectors) {
+          pb::Classification* entry = response->add_classifications();
+          entry->set_label(info.model->labels[BestLabel(scores)]);
+          entry->mutable_probabilities()->Assign(scores.begin(), scores.end());
+        }
+        response->mutable_labels()->Assign(info.model->labels.begin(), info.model->labels.end());
       });
   return call.get();
 }

@@ -79,6 +79,9 @@ grpc::ServerUnaryReactor* StartGenerateOnce(grpc::CallbackServerContext* context
 grpc::ServerUnaryReactor* StartEmbed(grpc::CallbackServerContext* context,
                                      const pb::EmbedRequest* request, pb::EmbedResponse* response,
                                      GrpcShared* shared);
+grpc::ServerUnaryReactor* StartClassify(grpc::CallbackServerContext* context,
+                                        const pb::ClassifyRequest* request,
+                                        pb::ClassifyResponse* response, GrpcShared* shared);
 // A call that one function answers, on a worker. `work` returns what to do at the very end, when
 // the call is known not to be cancelled (there alone may the response be written).
 using SimpleWork = std::function<absl::StatusOr<std::function<void()>>()>;

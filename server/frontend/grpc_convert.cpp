@@ -191,15 +191,35 @@ absl::StatusOr<NativeGenerate> FromProto(const pb::GenerateRequest& request) {
   return out;
 }
 
-EmbedRequest FromProto(const pb::EmbedRequest& request) {
-  EmbedRequest out;
-  out.model = request.model();
-  for (const pb::EmbedInput& input : request.inputs()) {
-    PromptInput& prompt = out.inputs.emplace_back();
+namespace {
+
+template <typename Inputs>
+std::vector<PromptInput> ReadInputs(const Inputs& inputs) {
+  std::vector<PromptInput> out;
+  for (const auto& input : inputs) {
+    PromptInput& prompt = out.emplace_back();
     prompt.text = input.text();
     prompt.is_ids = input.has_token_ids();
     prompt.ids.assign(input.token_ids().ids().begin(), input.token_ids().ids().end());
   }
+  return out;
+}
+
+}  // namespace
+
+ClassifyRequest FromProto(const pb::ClassifyRequest& request) {
+  ClassifyRequest out;
+  out.model = request.model();
+  out.inputs = ReadInputs(request.inputs());
+  out.add_special_tokens = !request.no_special_tokens();
+  if (request.has_priority()) out.priority = request.priority();
+  return out;
+}
+
+EmbedRequest FromProto(const pb::EmbedRequest& request) {
+  EmbedRequest out;
+  out.model = request.model();
+  out.inputs = ReadInputs(request.inputs());
   out.add_special_tokens = !request.no_special_tokens();
   out.normalize = !request.no_normalize();
   if (request.has_priority()) out.priority = request.priority();
@@ -274,7 +294,7 @@ bool ProtoWriter::Write(const GenerationInfo& info, GenerationEvent* event,
       ToProto(event->usage, finished->mutable_usage(), finished->mutable_timings());
       return true;
     }
-    case GenerationEvent::Kind::kEmbedding:
+    case GenerationEvent::Kind::kVector:
       return false;
   }
   return false;
@@ -320,6 +340,8 @@ void ToProto(const ServedModel& model, pb::Model* out) {
   out->set_num_parameters(model.num_parameters);
   out->set_embedding_dim(model.dim);
   out->set_chat(model.chat_template != nullptr);
+  out->set_encoder(!model.causal);
+  for (const std::string& label : model.labels) out->add_labels(label);
   out->set_model_digest(model.model_digest);
   out->set_plan_name(model.plan_name);
   out->set_plan_digest(model.plan_digest);

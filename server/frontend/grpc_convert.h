@@ -22,6 +22,7 @@ struct NativeGenerate {
 absl::StatusOr<NativeGenerate> FromProto(const pb::GenerateRequest& request);
 absl::StatusOr<ChatRequest> FromProto(const pb::Chat& chat);
 EmbedRequest FromProto(const pb::EmbedRequest& request);
+ClassifyRequest FromProto(const pb::ClassifyRequest& request);
 
 // Writes answers with the logprobs that were asked for.
 class ProtoWriter {

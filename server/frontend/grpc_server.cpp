@@ -50,6 +50,12 @@ class InferenceRpc final : public pb::Inference::CallbackService {
     return StartEmbed(context, request, response, shared_);
   }
 
+  grpc::ServerUnaryReactor* Classify(grpc::CallbackServerContext* context,
+                                     const pb::ClassifyRequest* request,
+                                     pb::ClassifyResponse* response) override {
+    return StartClassify(context, request, response, shared_);
+  }
+
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const pb::TokenizeRequest* request,
                                      pb::TokenizeResponse* response) override {

@@ -7,7 +7,7 @@
 #include "config/base/logging.h"
 #include "server/frontend/audited_generation.h"
 #include "server/frontend/chat_rendering.h"
-#include "server/frontend/embed_generation.h"
+#include "server/frontend/vector_generation.h"
 #include "server/frontend/error_mapping.h"
 
 namespace longstride::frontend {
@@ -117,6 +117,15 @@ absl::StatusOr<InferenceService::Served> InferenceService::Find(const std::strin
   return served_;
 }
 
+absl::StatusOr<InferenceService::Served> InferenceService::FindGenerator(
+    const std::string& name) const {
+  ASSIGN_OR_RETURN(Served served, Find(name));
+  if (served.model->causal) return served;
+  return InvalidParam("model", StrCat("the model '", served.model->name,
+                                      "' is an encoder and generates no text; use /v1/embeddings",
+                                      served.model->labels.empty() ? "" : " or /v1/classify"));
+}
+
 absl::StatusOr<std::shared_ptr<const ServedModel>> InferenceService::FindModel(
     const std::string& name) const {
   ASSIGN_OR_RETURN(Served served, Find(name));
@@ -188,7 +197,7 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::SubmitAll(
 
 absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Complete(
     CompletionRequest request, const CallContext& context, std::function<void()> notify) {
-  ASSIGN_OR_RETURN(const Served served, Find(request.model));
+  ASSIGN_OR_RETURN(const Served served, FindGenerator(request.model));
   const std::size_t count = request.prompts.size();
   if (count == 0 || static_cast<int64_t>(count) > options_.limits.max_prompts) {
     return InvalidParam("prompt", StrCat("'prompt' holds ", count, " prompts; allowed is 1 to ",
@@ -224,7 +233,7 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Complete(
 absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Chat(ChatRequest request,
                                                                    const CallContext& context,
                                                                    std::function<void()> notify) {
-  ASSIGN_OR_RETURN(const Served served, Find(request.model));
+  ASSIGN_OR_RETURN(const Served served, FindGenerator(request.model));
   RETURN_IF_ERROR(ValidateChat(request, options_.limits));
   const ValidationContext validation{
       .model = served.model.get(), .limits = &options_.limits, .chat = true, .echo = false};
@@ -257,11 +266,6 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Embed(EmbedRequest
                                                                     const CallContext& context,
                                                                     std::function<void()> notify) {
   ASSIGN_OR_RETURN(const Served served, Find(request.model));
-  const std::size_t count = request.inputs.size();
-  if (count == 0 || static_cast<int64_t>(count) > options_.limits.max_embedding_inputs) {
-    return InvalidParam("input", StrCat("'input' holds ", count, " inputs; allowed is 1 to ",
-                                        options_.limits.max_embedding_inputs));
-  }
   if (request.dimensions.has_value() && *request.dimensions != served.model->dim) {
     return InvalidParam(
         "dimensions", StrCat("'dimensions' is ", *request.dimensions, "; this model's embeddings ",
@@ -271,24 +275,55 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Embed(EmbedRequest
   fields.priority = request.priority;
   fields.timeout_seconds = request.timeout_seconds;
   fields.cache_salt = request.cache_salt;
+  return SubmitInputs(served, engine::RequestKind::kEmbed, fields, request.inputs,
+                      request.add_special_tokens, context, std::move(notify));
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Classify(
+    ClassifyRequest request, const CallContext& context, std::function<void()> notify) {
+  ASSIGN_OR_RETURN(const Served served, Find(request.model));
+  if (served.model->labels.empty()) {
+    return InvalidParam("model",
+                        StrCat("the model '", served.model->name,
+                               "' has no classifier; serve a checkpoint for sequence classification"));
+  }
+  GenerationFields fields;
+  fields.priority = request.priority;
+  fields.timeout_seconds = request.timeout_seconds;
+  return SubmitInputs(served, engine::RequestKind::kClassify, fields, request.inputs,
+                      request.add_special_tokens, context, std::move(notify));
+}
+
+absl::StatusOr<std::unique_ptr<Generation>> InferenceService::SubmitInputs(
+    const Served& served, engine::RequestKind kind, GenerationFields fields,
+    const std::vector<PromptInput>& inputs, bool add_special, const CallContext& context,
+    std::function<void()> notify) {
+  const std::size_t count = inputs.size();
+  if (count == 0 || static_cast<int64_t>(count) > options_.limits.max_vector_inputs) {
+    return InvalidParam("input", StrCat("'input' holds ", count, " inputs; allowed is 1 to ",
+                                        options_.limits.max_vector_inputs));
+  }
   fields.max_tokens = 0;
   const ValidationContext validation{
       .model = served.model.get(), .limits = &options_.limits, .chat = false, .echo = true};
   engine::GenerationRequest common;
-  common.kind = engine::RequestKind::kEmbed;
+  common.kind = kind;
   RETURN_IF_ERROR(Prepare(fields, validation, context, &common));
 
   GenerationInfo info;
-  info.id = NewId("embd-");
+  info.id = NewId(kind == engine::RequestKind::kEmbed ? "embd-" : "classify-");
   info.created = clock_->Now();
   info.model = served.model;
   std::vector<engine::GenerationRequest> requests;
   for (std::size_t i = 0; i < count; ++i) {
     const std::string param = Indexed("input", i, count);
+    if (inputs[i].is_ids ? inputs[i].ids.empty() : inputs[i].text.empty()) {
+      return InvalidParam(param, StrCat("'", param, "' is empty; send a text or token ids"));
+    }
     engine::GenerationRequest one = common;
     one.id = count == 1 ? info.id : StrCat(info.id, "-", i);
-    ASSIGN_OR_RETURN(one.prompt, EncodePrompt(request.inputs[i], *served.model,
-                                              request.add_special_tokens, false, param));
+    ASSIGN_OR_RETURN(one.prompt,
+                     EncodePrompt(inputs[i], *served.model, add_special, false, param));
     absl::Status fits = ValidateLengths(fields, validation, &one);
     if (!fits.ok()) return WithParam(fits, param);
     info.prompt_lengths.push_back(static_cast<int32_t>(one.prompt.size()));
@@ -296,11 +331,13 @@ absl::StatusOr<std::unique_ptr<Generation>> InferenceService::Embed(EmbedRequest
   }
   std::string record;
   if (audit_ != nullptr) {
-    record = AuditRequest("embedding", info, context, requests, audit_->text());
+    const bool embeds = kind == engine::RequestKind::kEmbed;
+    record = AuditRequest(embeds ? "embedding" : "classification", info, context, requests,
+                          audit_->text());
   }
   ASSIGN_OR_RETURN(std::unique_ptr<Generation> generation,
-                   StartEmbedding(std::move(info), std::move(requests),
-                                  options_.max_embeddings_in_flight, served.engine, notify));
+                   StartVectors(std::move(info), std::move(requests),
+                                options_.max_vectors_in_flight, served.engine, notify));
   if (audit_ == nullptr) return generation;
   return AuditGeneration(std::move(generation), std::move(record), audit_, std::move(notify));
 }

@@ -28,7 +28,7 @@ struct ServiceOptions {
   RequestLimits limits;
   int32_t worker_threads = 2;
   int32_t progress_interval_tokens = 512;  // of the progress events that a request asks for
-  int32_t max_embeddings_in_flight = 32;   // inputs of one request that are submitted at a time
+  int32_t max_vectors_in_flight = 32;   // inputs of one request that are submitted at a time
   bool log_prompts = false;                // write prompts to the log, as the model sees them
 };
 
@@ -73,6 +73,9 @@ class InferenceService {
   absl::StatusOr<std::unique_ptr<Generation>> Embed(EmbedRequest request,
                                                     const CallContext& context,
                                                     std::function<void()> notify);
+  absl::StatusOr<std::unique_ptr<Generation>> Classify(ClassifyRequest request,
+                                                       const CallContext& context,
+                                                       std::function<void()> notify);
 
   absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const;
   // Template and tokenise without inference.
@@ -93,6 +96,8 @@ class InferenceService {
   };
 
   absl::StatusOr<Served> Find(const std::string& name) const;
+  // INVALID_ARGUMENT: it is an encoder.
+  absl::StatusOr<Served> FindGenerator(const std::string& name) const;
   absl::StatusOr<std::vector<int32_t>> EncodePrompt(const PromptInput& prompt,
                                                     const ServedModel& model, bool add_special,
                                                     bool parse_special,
@@ -103,6 +108,12 @@ class InferenceService {
   absl::StatusOr<std::unique_ptr<Generation>> SubmitAll(
       std::string_view api, const CallContext& context, const Served& served, GenerationInfo info,
       std::vector<engine::GenerationRequest> requests, const OutputParserFactory& make_parser,
+      std::function<void()> notify);
+  // One vector for each input.
+  absl::StatusOr<std::unique_ptr<Generation>> SubmitInputs(
+      const Served& served, engine::RequestKind kind, GenerationFields fields,
+      const std::vector<PromptInput>& inputs, bool add_special, const CallContext& context,
+      std::function<void()> notify);
       std::function<void()> notify);
   uint64_t Random();
 

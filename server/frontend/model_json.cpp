@@ -30,6 +30,11 @@ void WriteModel(const ServedModel& model, JsonWriter* json) {
   json->Field("parameters", model.num_parameters);
   json->Field("vocab_size", model.vocab_size);
   json->Field("chat", model.chat_template != nullptr);
+  json->Field("encoder", !model.causal);
+  json->Key("labels");
+  json->BeginArray();
+  for (const std::string& label : model.labels) json->String(label);
+  json->EndArray();
   json->EndObject();
   json->EndObject();
 }

@@ -1,5 +1,6 @@
 #include "server/frontend/openai_answer.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -21,7 +22,7 @@ void AnswerCollector::Start(std::unique_ptr<Generation> generation, Done done) {
     const GenerationInfo& info = generation->info();
     answer_.choices.resize(info.prompt_lengths.size() * info.num_choices);
     answer_.prompt_tokens.resize(info.prompt_lengths.size());
-    answer_.embeddings.resize(info.prompt_lengths.size());
+    answer_.vectors.resize(info.prompt_lengths.size());
     generation_ = std::move(generation);
     done_ = std::move(done);
   }
@@ -66,8 +67,8 @@ void AnswerCollector::Collect(GenerationEvent* event) {
     case GenerationEvent::Kind::kPromptLogprobs:
       answer_.prompt_tokens[event->prompt] = std::move(event->tokens);
       return;
-    case GenerationEvent::Kind::kEmbedding:
-      answer_.embeddings[event->prompt] = std::move(event->embedding);
+    case GenerationEvent::Kind::kVector:
+      answer_.vectors[event->prompt] = std::move(event->vector);
       return;
     case GenerationEvent::Kind::kFinished:
       answer_.status = std::move(event->status);
@@ -222,6 +223,19 @@ std::string FormatChat(const GenerationInfo& info, const AnswerOptions& options,
   return body;
 }
 
+namespace {
+
+// The usage of what generates nothing.
+void WriteInputUsage(const CollectedAnswer& answer, JsonWriter* json) {
+  json->Key("usage");
+  json->BeginObject();
+  json->Field("prompt_tokens", answer.usage.prompt_tokens);
+  json->Field("total_tokens", answer.usage.prompt_tokens);
+  json->EndObject();
+}
+
+}  // namespace
+
 std::string FormatEmbeddings(const GenerationInfo& info, bool base64,
                              const CollectedAnswer& answer) {
   std::string body;
@@ -230,8 +244,8 @@ std::string FormatEmbeddings(const GenerationInfo& info, bool base64,
   json.Field("object", "list");
   json.Key("data");
   json.BeginArray();
-  for (std::size_t i = 0; i < answer.embeddings.size(); ++i) {
-    const std::vector<float>& vector = answer.embeddings[i];
+  for (std::size_t i = 0; i < answer.vectors.size(); ++i) {
+    const std::vector<float>& vector = answer.vectors[i];
     json.BeginObject();
     json.Field("object", "embedding");
     json.Field("index", static_cast<int64_t>(i));
@@ -249,13 +263,41 @@ std::string FormatEmbeddings(const GenerationInfo& info, bool base64,
   }
   json.EndArray();
   json.Field("model", info.model->name);
-  json.Key("usage");
-  json.BeginObject();
-  json.Field("prompt_tokens", answer.usage.prompt_tokens);
-  json.Field("total_tokens", answer.usage.prompt_tokens);
-  json.EndObject();
+  WriteInputUsage(answer, &json);
   json.EndObject();
   return body;
+}
+
+std::string FormatClassification(const GenerationInfo& info, const CollectedAnswer& answer) {
+  std::string body;
+  JsonWriter json(&body);
+  json.BeginObject();
+  json.Field("id", info.id);
+  json.Field("object", "list");
+  json.Field("created", absl::ToUnixSeconds(info.created));
+  json.Field("model", info.model->name);
+  json.Key("data");
+  json.BeginArray();
+  for (std::size_t i = 0; i < answer.vectors.size(); ++i) {
+    const std::vector<float>& scores = answer.vectors[i];
+    json.BeginObject();
+    json.Field("index", static_cast<int64_t>(i));
+    json.Field("label", info.model->labels[BestLabel(scores)]);
+    json.Key("probs");
+    json.BeginArray();
+    for (const float score : scores) json.Float(score);
+    json.EndArray();
+    json.Field("num_classes", static_cast<int64_t>(scores.size()));
+    json.EndObject();
+  }
+  json.EndArray();
+  WriteInputUsage(answer, &json);
+  json.EndObject();
+  return body;
+}
+
+std::size_t BestLabel(const std::vector<float>& scores) {
+  return static_cast<std::size_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
 }
 
 void Normalize(std::vector<float>* vector) {

@@ -27,7 +27,7 @@ struct CollectedChoice {
 struct CollectedAnswer {
   std::vector<CollectedChoice> choices;
   std::vector<std::vector<engine::TokenOutput>> prompt_tokens;  // per prompt, if scored
-  std::vector<std::vector<float>> embeddings;                   // per input
+  std::vector<std::vector<float>> vectors;                      // per input
   absl::Status status;
   engine::RequestUsage usage;
 };
@@ -67,6 +67,12 @@ std::string FormatChat(const GenerationInfo& info, const AnswerOptions& options,
                        const CollectedAnswer& answer);
 std::string FormatEmbeddings(const GenerationInfo& info, bool base64,
                              const CollectedAnswer& answer);
+
+// In the form of vLLM's endpoint of that name.
+std::string FormatClassification(const GenerationInfo& info, const CollectedAnswer& answer);
+
+// The label with the highest score; of equals the first.
+std::size_t BestLabel(const std::vector<float>& scores);
 
 // Unit length; a zero vector stays zero.
 void Normalize(std::vector<float>* vector);

@@ -82,6 +82,20 @@ absl::StatusOr<EmbeddingCall> ParseEmbedding(std::string_view body) {
   return call;
 }
 
+absl::StatusOr<ClassificationCall> ParseClassification(std::string_view body) {
+  ASSIGN_OR_RETURN(const json parsed, ParseBody(body));
+  JsonFields fields(parsed, "");
+  ClassificationCall call;
+  ClassifyRequest& request = call.request;
+  RETURN_IF_ERROR(fields.String("model", &request.model));
+  RETURN_IF_ERROR(ReadPrompts(&fields, "input", &request.inputs));
+  RETURN_IF_ERROR(fields.Bool("add_special_tokens", &request.add_special_tokens));
+  RETURN_IF_ERROR(fields.Int("priority", &request.priority));
+  RETURN_IF_ERROR(fields.Number("timeout", &request.timeout_seconds));
+  call.ignored_fields = fields.Ignored();
+  return call;
+}
+
 absl::StatusOr<TokenizeCall> ParseTokenize(std::string_view body) {
   ASSIGN_OR_RETURN(const json parsed, ParseBody(body));
   JsonFields fields(parsed, "");

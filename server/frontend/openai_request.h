@@ -42,6 +42,11 @@ struct EmbeddingCall {
   std::vector<std::string> ignored_fields;
 };
 
+struct ClassificationCall {
+  ClassifyRequest request;
+  std::vector<std::string> ignored_fields;
+};
+
 struct TokenizeCall {
   bool is_chat = false;
   TokenizeRequest text;
@@ -55,6 +60,7 @@ struct TokenizeCall {
 absl::StatusOr<CompletionCall> ParseCompletion(std::string_view body);
 absl::StatusOr<ChatCall> ParseChat(std::string_view body);
 absl::StatusOr<EmbeddingCall> ParseEmbedding(std::string_view body);
+absl::StatusOr<ClassificationCall> ParseClassification(std::string_view body);
 absl::StatusOr<TokenizeCall> ParseTokenize(std::string_view body);
 absl::StatusOr<DetokenizeRequest> ParseDetokenize(std::string_view body);
 

@@ -175,7 +175,7 @@ bool OpenAiStream::Event(const GenerationEvent& event, std::string* out) {
     case GenerationEvent::Kind::kChoiceFinished:
       Finish(event, out);
       return true;
-    case GenerationEvent::Kind::kEmbedding:
+    case GenerationEvent::Kind::kVector:
       return true;
     case GenerationEvent::Kind::kFinished:
       Last(event, out);

@@ -48,6 +48,7 @@ const RestApi::Route* RestApi::FindRoute(std::string_view path) {
       {"/v1/chat/completions", "POST", &RestApi::ChatCompletions},
       {"/v1/completions", "POST", &RestApi::Completions},
       {"/v1/embeddings", "POST", &RestApi::Embeddings},
+      {"/v1/classify", "POST", &RestApi::Classify},
       {"/v1/models", "GET", &RestApi::Models},
       {"/v1/models/", "GET", &RestApi::Model},
       {"/tokenize", "POST", &RestApi::Tokenize},
@@ -370,10 +371,24 @@ void RestApi::Embeddings(const HttpRequest& request, std::shared_ptr<ResponseSin
       collector, *std::move(generation), headers, request, sink,
       [normalize, base64 = call->base64](const GenerationInfo& info, CollectedAnswer& collected) {
         if (normalize) {
-          for (auto& vector : collected.embeddings) Normalize(&vector);
+          for (auto& vector : collected.vectors) Normalize(&vector);
         }
         return FormatEmbeddings(info, base64, collected);
       });
+}
+
+void RestApi::Classify(const HttpRequest& request, std::shared_ptr<ResponseSink> sink) {
+  auto call = ParseClassification(request.body);
+  if (!call.ok()) return SendError(request, call.status(), sink.get());
+  const HttpHeaders headers = AnswerHeaders(request, call->ignored_fields);
+  auto collector = std::make_shared<AnswerCollector>(&service_->workers(), false);
+  auto generation =
+      service_->Classify(std::move(call->request), Context(request), NotifyOf(collector));
+  if (!generation.ok()) return SendError(request, generation.status(), sink.get());
+  StartCollector(collector, *std::move(generation), headers, request, sink,
+                 [](const GenerationInfo& info, const CollectedAnswer& collected) {
+                   return FormatClassification(info, collected);
+                 });
 }
 
 void RestApi::StartCollector(const std::shared_ptr<AnswerCollector>& collector,

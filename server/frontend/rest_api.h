@@ -49,6 +49,7 @@ class RestApi final : public HttpHandler {
   void Completions(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);
   void ChatCompletions(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);
   void Embeddings(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);
+  void Classify(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);
   void Tokenize(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);
   void Detokenize(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);
   void AttentionMap(const HttpRequest& request, std::shared_ptr<ResponseSink> sink);

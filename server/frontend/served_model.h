@@ -29,6 +29,8 @@ struct ServedModel {
   int32_t max_context = 0;
   int32_t vocab_size = 0;  // rows of the model's output
   int32_t dim = 0;         // of embeddings
+  bool causal = true;      // false: an encoder, which generates nothing
+  std::vector<std::string> labels;  // of a classifier; empty: the model has none
   int32_t num_layers = 0;
   int64_t num_parameters = 0;
   absl::Time created;

@@ -170,6 +170,10 @@ absl::Status CheckSampling(const GenerationFields& fields, const ValidationConte
 }
 
 std::string ContextMessage(int64_t prompt, int64_t max_tokens, int64_t context) {
+  if (max_tokens == 0) {
+    return StrCat("the text has ", prompt, " tokens; this model's context is ", context,
+                  " tokens: shorten the text");
+  }
   return StrCat("the prompt's ", prompt, " tokens and the ", max_tokens, " asked for come to ",
                 prompt + max_tokens, "; this model's context is ", context,
                 " tokens: shorten the prompt or lower max_tokens");

@@ -16,7 +16,7 @@ namespace longstride::frontend {
 struct RequestLimits {
   int64_t max_choices = 8;
   int64_t max_prompts = 128;  // prompts of one completion request
-  int64_t max_embedding_inputs = 2048;
+  int64_t max_vector_inputs = 2048;
   int64_t max_stop_strings = 16;
   int64_t max_stop_bytes = 256;  // of each
   int64_t max_logit_bias = 1024;

@@ -50,7 +50,7 @@ std::vector<Metric> RequestMetrics() {
        kCounter,
        {"kind"},
        {},
-       "Requests accepted into the queue, by kind (generate, embed)."},
+       "Requests accepted into the queue, by kind (generate, embed, classify)."},
       {kRequestsFinished,
        "Requests",
        "longstride:requests_finished_total",

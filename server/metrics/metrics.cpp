@@ -110,7 +110,8 @@ void Metrics::MakeStepCells() {
              .sampling = phases.Series({"sampling"}),
              .emit = phases.Series({"emit"})};
   submitted_ = {At(MetricId::kRequestsSubmitted).Series({"generate"}),
-                At(MetricId::kRequestsSubmitted).Series({"embed"})};
+                At(MetricId::kRequestsSubmitted).Series({"embed"}),
+                At(MetricId::kRequestsSubmitted).Series({"classify"})};
   computed_tokens_ = At(MetricId::kPromptTokens).Series({"computed"});
   cached_tokens_ = At(MetricId::kPromptTokens).Series({"prefix_cache"});
   decode_tokens_ = At(MetricId::kStepTokens).Series({"decode"});

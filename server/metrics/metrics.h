@@ -167,7 +167,7 @@ class Metrics final : public engine::EngineObserver, public frontend::FrontendOb
   std::vector<PatternCells> patterns_;
   std::array<TransportCells, 2> transports_;
   PhaseCells phases_;
-  std::array<Cell*, 2> submitted_ = {};  // by RequestKind
+  std::array<Cell*, 3> submitted_ = {};  // by RequestKind
   std::array<Cell*, 8> finished_ = {};   // by reason
   Cell* computed_tokens_ = nullptr;
   Cell* cached_tokens_ = nullptr;

@@ -213,10 +213,96 @@ TEST(EngineCore, EmbeddingsDoNotDependOnChunks) {
     h.Submit(Harness::Request(100, 20, 2));
     h.Run();
     const Seen& s = h.seen(id);
-    ASSERT_EQ(s.embedding, NaiveEmbedding(r, s.root_key, 0, 4));
-    if (expected.empty()) expected = s.embedding;
-    EXPECT_EQ(s.embedding, expected);
+    ASSERT_EQ(s.vector, NaiveEmbedding(r, s.root_key, 0, 4));
+    if (expected.empty()) expected = s.vector;
+    EXPECT_EQ(s.vector, expected);
   }
+}
+
+FakeExecutorOptions SmallEncoder() {
+  FakeExecutorOptions e = Small();
+  e.groups = {{.name = "full", .layers = {0}, .num_kv_heads = 1, .head_dim = 8, .page_bytes = 1000}};
+  e.kv_budget_bytes = 64'000;
+  e.max_context = 512;
+  e.max_step_tokens = 512;
+  e.chunk_alignment = 512;
+  e.causal = false;
+  e.num_labels = 5;
+  return e;
+}
+
+TEST(EngineCore, EncodersTakeWholeTextsAndManyInOneStep) {
+  Harness h(SmallEncoder());
+  std::vector<RequestNumber> ids;
+  int64_t tokens = 0;
+  for (uint64_t i = 0; i < 40; ++i) {
+    const auto length = static_cast<int32_t>(1 + i * 13 % 512);
+    GenerationRequest r = Harness::Request(length, 0, i);
+    r.kind = i % 2 == 0 ? RequestKind::kEmbed : RequestKind::kClassify;
+    tokens += length;
+    ids.push_back(h.Submit(r));
+  }
+  int64_t most_runs = 0;
+  while (!h.core.idle()) {
+    ASSERT_TRUE(h.Step());
+    const StepPlan& plan = h.core.last_plan();
+    most_runs = std::max(most_runs, std::ssize(plan.runs));
+    int64_t in_step = 0;
+    for (const PlannedRun& run : plan.runs) {
+      EXPECT_EQ(run.first_position, 0);
+      EXPECT_EQ(run.num_logits, 0);
+      in_step += run.num_tokens;
+    }
+    EXPECT_LE(in_step, 512);
+  }
+  EXPECT_GT(most_runs, 3);
+  int64_t computed = 0;
+  for (const StepReport& step : h.observer.steps) computed += step.prefill_tokens;
+  EXPECT_EQ(computed, tokens);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const Seen& s = h.seen(ids[i]);
+    EXPECT_TRUE(s.status.ok()) << s.status;
+    EXPECT_EQ(s.usage.cached_tokens, 0);
+    const int64_t length = std::ssize(s.request.prompt);
+    EXPECT_EQ(s.usage.kv_tokens_total, length * length);
+    std::vector<float> expected = NaiveEmbedding(s.request, s.root_key, 0, 4);
+    if (i % 2 == 1) expected.insert(expected.begin(), -1.0f);
+    EXPECT_EQ(s.vector, expected);
+  }
+  EXPECT_EQ(h.used_pages(0), 0);
+}
+
+TEST(EngineCore, PoolsAsTheModelSays) {
+  FakeExecutorOptions e = SmallEncoder();
+  for (const model::Pooling pooling :
+       {model::Pooling::kMean, model::Pooling::kFirst, model::Pooling::kLast}) {
+    e.classify_pooling = pooling;
+    Harness h(e);
+    GenerationRequest r = Harness::Request(100, 0, 1);
+    r.kind = RequestKind::kClassify;
+    const auto id = h.Submit(r);
+    h.Run();
+    const Seen& s = h.seen(id);
+    uint64_t chain = FakeExecutor::ChainStart(s.root_key, 0);
+    const size_t count = pooling == model::Pooling::kFirst ? 1 : r.prompt.size();
+    for (size_t i = 0; i < count; ++i) chain = FakeExecutor::Chain(chain, r.prompt[i]);
+    std::vector<float> expected = {-1.0f};
+    for (int32_t d = 0; d < 4; ++d) expected.push_back(FakeExecutor::Hidden(chain, d));
+    if (pooling == model::Pooling::kMean) {
+      expected = NaiveEmbedding(r, s.root_key, 0, 4);
+      expected.insert(expected.begin(), -1.0f);
+    }
+    EXPECT_EQ(s.vector, expected);
+  }
+}
+
+TEST(EngineCore, RefusesTasksThatTheModelDoesNotDo) {
+  Harness encoder(SmallEncoder());
+  EXPECT_THAT(encoder.Refusal(Harness::Request(10, 5, 1)).ToString(), HasSubstr("generates no text"));
+  Harness decoder(Small());
+  GenerationRequest r = Harness::Request(10, 0, 1);
+  r.kind = RequestKind::kClassify;
+  EXPECT_THAT(decoder.Refusal(r).ToString(), HasSubstr("no classifier"));
 }
 
 TEST(EngineCore, ReportsProgressOfLongPrompts) {

@@ -43,6 +43,9 @@ FakeExecutor::FakeExecutor(const FakeExecutorOptions& options, FakeClock* clock)
   info_.variant_lengths = options.variant_lengths;
   info_.chunk_alignment = options.chunk_alignment;
   info_.one_numerics_class = options.one_numerics_class;
+  info_.causal = options.causal;
+  info_.classify_pooling = options.classify_pooling;
+  info_.num_labels = options.num_labels;
   for (const model::CacheGroup& group : options.groups) {
     const auto pages = static_cast<int32_t>(options.kv_budget_bytes / group.page_bytes);
     info_.num_pages.push_back(pages);

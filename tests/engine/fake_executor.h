@@ -30,6 +30,9 @@ struct FakeExecutorOptions {
   // Above 1: a prompt's keys depend on the prompt to the end of their tile of this many positions.
   int32_t chunk_alignment = 1;
   bool one_numerics_class = true;  // false: keys depend on their class too
+  bool causal = true;
+  model::Pooling classify_pooling = model::Pooling::kMean;
+  int32_t num_labels = 0;
   // Virtual time of a step.
   double seconds_per_step = 2e-3;
   double seconds_per_token = 1e-4;
@@ -50,6 +53,15 @@ class FakeExecutor : public Executor {
   double AttendedKeys(int64_t position, model::NumericsClass numerics) const override;
   absl::Status Forward(const model::ModelInput& input, model::ModelOutput* output) override;
   void Decommit(int32_t group, std::span<const int32_t> pages) override;
+  std::vector<float> Embed(std::span<const float> pooled) override {
+    return {pooled.begin(), pooled.end()};
+  }
+  // The pooled states again, behind a mark.
+  std::vector<float> Classify(std::span<const float> pooled) override {
+    std::vector<float> scores = {-1.0f};
+    scores.insert(scores.end(), pooled.begin(), pooled.end());
+    return scores;
+  }
   absl::Status CopyPages(std::span<const model::PageCopy> copies) override;
   bool healthy() const override { return healthy_; }
 

@@ -66,7 +66,7 @@ void Harness::Read() {
         case OutputEvent::Kind::kChoiceFinished: seen.endings.push_back(event); break;
         case OutputEvent::Kind::kPromptLogprobs: seen.prompt_scores = event.tokens; break;
         case OutputEvent::Kind::kProgress: seen.progress.push_back(event.processed_tokens); break;
-        case OutputEvent::Kind::kEmbedding: seen.embedding = event.embedding; break;
+        case OutputEvent::Kind::kVector: seen.vector = event.vector; break;
         case OutputEvent::Kind::kFinished:
           EXPECT_FALSE(seen.finished);
           seen.finished = true;

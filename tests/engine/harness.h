@@ -24,7 +24,7 @@ struct Seen {
   std::vector<absl::Time> token_times;           // of all choices
   std::vector<OutputEvent> endings;              // kChoiceFinished
   std::vector<TokenOutput> prompt_scores;
-  std::vector<float> embedding;
+  std::vector<float> vector;
   std::vector<int32_t> progress;
   absl::Time submitted_at;
   absl::Time finished_at = absl::InfiniteFuture();

@@ -62,7 +62,7 @@ struct Client {
   std::vector<std::optional<OutputEvent>> endings;
   std::optional<OutputEvent> finished;
   std::vector<TokenOutput> prompt_scores;
-  std::vector<float> embedding;
+  std::vector<float> vector;
   bool any_delta = false;
   bool interfered = false;  // cancelled, failed, too slow: only a prefix can be expected
   double drain_chance = 1.0;
@@ -440,8 +440,8 @@ void Simulation::Take(RequestNumber number, Client* client, OutputEvent event) {
       if (event.processed_tokens < client->last_progress) Fail("progress goes back");
       client->last_progress = event.processed_tokens;
       break;
-    case Kind::kEmbedding:
-      client->embedding = std::move(event.embedding);
+    case Kind::kVector:
+      client->vector = std::move(event.vector);
       break;
     case Kind::kFinished:
       client->finished = std::move(event);
@@ -470,9 +470,9 @@ void Simulation::Judge(RequestNumber number, Client* client) {
     return;
   }
   if (client->request.kind == RequestKind::kEmbed) {
-    if (client->embedding != NaiveEmbedding(client->request, client->root_key, client->rope_variant,
-                                            static_cast<int32_t>(client->embedding.size())) ||
-        client->embedding.empty()) {
+    if (client->vector != NaiveEmbedding(client->request, client->root_key, client->rope_variant,
+                                            static_cast<int32_t>(client->vector.size())) ||
+        client->vector.empty()) {
       Fail(StrCat("request ", number, ": a wrong embedding"));
     }
   }

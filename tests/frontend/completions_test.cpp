@@ -306,7 +306,7 @@ TEST_F(Embeddings, AreNormalisedInOrderAndBase64IsTheSame) {
 }
 
 TEST_F(Embeddings, KeepFewInputsInTheEngineAtATime) {
-  service_options_.max_embeddings_in_flight = 4;
+  service_options_.max_vectors_in_flight = 4;
   StartServer();
   json inputs = json::array();
   for (int i = 0; i < 10; ++i) inputs.push_back("x");
@@ -318,8 +318,8 @@ TEST_F(Embeddings, KeepFewInputsInTheEngineAtATime) {
     const auto request = engine_.WaitRequest(i);
     ASSERT_NE(request, nullptr);
     engine::OutputEvent event;
-    event.kind = engine::OutputEvent::Kind::kEmbedding;
-    event.embedding = {1, 0};
+    event.kind = engine::OutputEvent::Kind::kVector;
+    event.vector = {1, 0};
     request->Push({event, EndEvent(request->request(), 0)});
   };
   for (std::size_t i = 0; i < 10; ++i) {

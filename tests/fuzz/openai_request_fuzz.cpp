@@ -32,6 +32,7 @@ void RunInput(std::string_view input) {
   CheckRefusal(json.status());
   CheckRefusal(frontend::ParseCompletion(input).status());
   CheckRefusal(frontend::ParseEmbedding(input).status());
+  CheckRefusal(frontend::ParseClassification(input).status());
   CheckRefusal(frontend::ParseTokenize(input).status());
   CheckRefusal(frontend::ParseDetokenize(input).status());
   const auto chat = frontend::ParseChat(input);

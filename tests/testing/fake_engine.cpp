@@ -151,8 +151,8 @@ void FakeEngine::Tick() {
     if (request->dropped() || request->generated_ > asked.max_tokens) continue;
     if (asked.kind == engine::RequestKind::kEmbed) {
       OutputEvent event;
-      event.kind = OutputEvent::Kind::kEmbedding;
-      event.embedding = {3, 4};
+      event.kind = OutputEvent::Kind::kVector;
+      event.vector = {3, 4};
       request->Push({std::move(event), EndEvent(asked, 0)});
       continue;
     }

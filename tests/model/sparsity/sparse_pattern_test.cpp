@@ -124,10 +124,10 @@ struct RowKeys {
   std::vector<int64_t> visible;
   int64_t listed = 0;
 };
-RowKeys Expand(const kernels::KvSelection& s, int32_t list_head, int32_t tile, int64_t i) {
+RowKeys Expand(const kernels::KvSelection& s, int32_t list_head, int32_t tile, int64_t i,
+               int64_t kv_len) {
   RowKeys keys;
   const int64_t at = int64_t{list_head} * s.num_tiles + tile;
-  const int64_t kv_len = i + 1;
   int32_t previous = -1;
   for (int32_t e = 0; e < s.list_count[at]; ++e) {
     const int64_t index = s.list_begin[at] + e;
@@ -216,7 +216,7 @@ TEST_P(SelectionTest, MatchesDefinition) {
         for (int32_t r = 0; r < tile.num_rows; ++r) {
           const int64_t i = int64_t{tile.first_position} + r;
           if (h == 0) ++row_seen[static_cast<size_t>(tile.row_begin + r)];
-          const RowKeys keys = Expand(selection, h, t, i);
+          const RowKeys keys = Expand(selection, h, t, i, i + 1);
           listed += static_cast<double>(keys.listed);
           visible += static_cast<double>(keys.visible.size());
           const int32_t head = c.heads.first + h;
@@ -268,6 +268,72 @@ TEST_P(SelectionTest, RetentionKeepsWhatLaterQueriesRead) {
 
 INSTANTIATE_TEST_SUITE_P(All, SelectionTest, ::testing::ValuesIn(AllCases()),
                          [](const auto& info) { return info.param.name; });
+
+// The forms of patterns that encoders have: whole documents, and some rows of one (what the last layer
+// is asked for).
+TEST(Bidirectional, MatchesDefinition) {
+  PatternContext context = Context();
+  context.causal = false;
+  std::mt19937 random(5);
+  for (const int64_t window : {0, 1, 2, 9, 64, 65, 500}) {
+    PatternPolicy policy = Policy("dense", {});
+    if (window > 0) policy = Policy("window", {{"window", window}});
+    auto made = MakePattern(policy, context);
+    ASSERT_TRUE(made.ok()) << made.status();
+    const SparsePattern& pattern = **made;
+    EXPECT_TRUE(pattern.retention().keeps_all());
+    SelectionBuilder builder;
+    for (const int64_t length : {1, 2, 63, 64, 65, 129, 700}) {
+      const auto first = static_cast<int64_t>(random() % length);
+      const std::vector<QueryRun> runs = {
+          {.sequence = 0, .row_begin = 0, .num_rows = static_cast<int32_t>(length),
+           .first_position = 0, .kv_len = length},
+          {.sequence = 1, .row_begin = static_cast<int32_t>(length),
+           .num_rows = static_cast<int32_t>(length - first), .first_position = first,
+           .kv_len = length}};
+      builder.Clear();
+      pattern.Select(runs, &builder);
+      const kernels::KvSelection selection = builder.View();
+      int64_t all = 0;
+      for (int32_t t = 0; t < selection.num_tiles; ++t) {
+        const kernels::QueryTile& tile = selection.tiles[t];
+        int64_t listed = 0;
+        for (int64_t i = tile.first_position; i < tile.first_position + tile.num_rows; ++i) {
+          const RowKeys keys = Expand(selection, 0, t, i, length);
+          std::vector<int64_t> expected;
+          for (int64_t j = 0; j < length; ++j) {
+            const bool sees = window == 0 || std::abs(i - j) < window;
+            ASSERT_EQ(pattern.Visible(0, i, j), sees);
+            if (sees) expected.push_back(j);
+          }
+          ASSERT_EQ(keys.visible, expected) << "window " << window << " of " << length << " at " << i;
+          if (tile.sequence == 0) all += static_cast<int64_t>(expected.size());
+          listed = keys.listed;
+        }
+        const int64_t reach = window == 0 ? length : 2 * window + tile.num_rows;
+        EXPECT_LE(listed, reach + 2 * kernels::kPageTokens);
+      }
+      double summed = 0;
+      for (int64_t i = 0; i < length; ++i) summed += pattern.VisibleKeys(i);
+      EXPECT_NEAR(summed, static_cast<double>(all), 1e-6);
+    }
+  }
+}
+
+TEST(Bidirectional, CausalPatternsAreRefusedForEncoders) {
+  PatternContext context = Context();
+  context.causal = false;
+  const auto status = MakePattern(Policy("quest", {{"budget", 512}}), context).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(status.ToString(), HasSubstr("encoder"));
+  const auto sinks =
+      MakePattern(Policy("window", {{"window", 64}, {"sink_tokens", 4}}), context).status();
+  EXPECT_THAT(sinks.ToString(), HasSubstr("sink_tokens"));
+  context.native_window = 65;
+  auto native = MakePattern(Policy("native", {}), context);
+  ASSERT_TRUE(native.ok());
+  EXPECT_EQ((*native)->Describe(), "bidirectional_window(65)");
+}
 
 TEST(Window, DecodeFarOutTouchesNinePages) {
   const auto pattern = Make({"w", Policy("window", {{"window", 512}})});

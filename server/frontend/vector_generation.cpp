@@ -1,4 +1,4 @@
-#include "server/frontend/embed_generation.h"
+#include "server/frontend/vector_generation.h"
 
 #include <algorithm>
 #include <atomic>
@@ -8,9 +8,9 @@
 namespace longstride::frontend {
 namespace {
 
-class EmbedGeneration final : public Generation {
+class VectorGeneration final : public Generation {
  public:
-  EmbedGeneration(GenerationInfo info, std::vector<engine::GenerationRequest> requests,
+  VectorGeneration(GenerationInfo info, std::vector<engine::GenerationRequest> requests,
                   int32_t window, engine::Engine* engine, std::function<void()> notify)
       : info_(std::move(info)),
         requests_(std::move(requests)),
@@ -46,12 +46,12 @@ class EmbedGeneration final : public Generation {
       it->handle->Drain(&scratch);
       bool done = false;
       for (engine::OutputEvent& event : scratch) {
-        if (event.kind == engine::OutputEvent::Kind::kEmbedding) {
+        if (event.kind == engine::OutputEvent::Kind::kVector) {
           GenerationEvent out;
-          out.kind = GenerationEvent::Kind::kEmbedding;
+          out.kind = GenerationEvent::Kind::kVector;
           out.prompt = it->input;
           out.choice = it->input;
-          out.embedding = std::move(event.embedding);
+          out.vector = std::move(event.vector);
           events->push_back(std::move(out));
         } else if (event.kind == engine::OutputEvent::Kind::kFinished) {
           done = true;
@@ -99,10 +99,10 @@ class EmbedGeneration final : public Generation {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Generation>> StartEmbedding(
+absl::StatusOr<std::unique_ptr<Generation>> StartVectors(
     GenerationInfo info, std::vector<engine::GenerationRequest> requests, int32_t window,
     engine::Engine* engine, std::function<void()> notify) {
-  auto generation = std::make_unique<EmbedGeneration>(std::move(info), std::move(requests), window,
+  auto generation = std::make_unique<VectorGeneration>(std::move(info), std::move(requests), window,
                                                       engine, std::move(notify));
   RETURN_IF_ERROR(generation->Fill());
   return std::unique_ptr<Generation>(std::move(generation));
