@@ -19,7 +19,7 @@ namespace longstride::frontend {
 std::string AuditStart(const ServedModel& model);
 
 // Data of the record "request" as far as it is known before the answer, without the closing brace.
-// `api`: "completion", "chat", "embedding". `requests`: one per prompt, alike in all but the
+// `api`: "completion", "chat", "embedding", "classification". `requests`: one per prompt, alike in all but the
 // prompt. Text only with `text`.
 std::string AuditRequest(std::string_view api, const GenerationInfo& info,
                          const CallContext& context,

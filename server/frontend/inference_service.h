@@ -114,7 +114,6 @@ class InferenceService {
       const Served& served, engine::RequestKind kind, GenerationFields fields,
       const std::vector<PromptInput>& inputs, bool add_special, const CallContext& context,
       std::function<void()> notify);
-      std::function<void()> notify);
   uint64_t Random();
 
   const ServiceOptions options_;

@@ -42,12 +42,12 @@ def free_port():
 class Server:
     """`longstride serve` on free ports; stop() gives the exit status."""
 
-    def __init__(self, *flags, wait=True):
+    def __init__(self, *flags, wait=True, checkpoint=None):
         self.http_port = free_port()
         self.grpc_port = free_port()
         self.log = tempfile.TemporaryFile(mode="w+")
         self.process = subprocess.Popen(
-            [binary(), "serve", "--model", model(), "--http-port", str(self.http_port),
+            [binary(), "serve", "--model", checkpoint or model(), "--http-port", str(self.http_port),
              "--grpc-port", str(self.grpc_port), *flags],
             stdout=self.log, stderr=subprocess.STDOUT)
         if wait:
@@ -145,14 +145,15 @@ class ServerTest(unittest.TestCase):
     """One server for the tests of a class; the pool must be empty again after each test."""
 
     flags = ()
+    model = staticmethod(model)
 
     @classmethod
     def setUpClass(cls):
         if not binary().exists():
             raise unittest.SkipTest(f"{binary()} is not built")
-        if not model().exists():
-            raise unittest.SkipTest(f"{model()} is missing; scripts/fetch_models.py gets it")
-        cls.server = Server(*cls.flags)
+        if not cls.model().exists():
+            raise unittest.SkipTest(f"{cls.model()} is missing; scripts/fetch_models.py gets it")
+        cls.server = Server(*cls.flags, checkpoint=cls.model())
 
     @classmethod
     def tearDownClass(cls):

@@ -11,7 +11,11 @@ using nlohmann::json;
 
 class BadInput : public ServerTest {
  protected:
-  BadInput() { StartServer(); }
+  explicit BadInput(std::vector<std::string> labels = {}) {
+    served_.causal = labels.empty();
+    served_.labels = std::move(labels);
+    StartServer();
+  }
   ~BadInput() override { EXPECT_EQ(engine_.submitted(), 0); }
 
   json Error(const RawResponse& response, int status) {
@@ -272,6 +276,38 @@ TEST_F(BadInput, EmbeddingBodies) {
       Error(Post("/v1/embeddings", {{"input", "x"}, {"encoding_format", "int8"}}), 400)["param"],
       "encoding_format");
   EXPECT_EQ(Error(Post("/v1/embeddings", {{"input", {"x", ""}}}), 400)["param"], "input[1]");
+}
+
+TEST_F(BadInput, ClassificationBodies) {
+  const json none = Error(Post("/v1/classify", {{"input", "x"}}), 400);
+  EXPECT_EQ(none["param"], "model");
+  EXPECT_NE(none["message"].get<std::string>().find("no classifier"), std::string::npos) << none;
+  Error(Post("/v1/classify", json::object()), 400);
+}
+
+class BadEncoderInput : public BadInput {
+ protected:
+  BadEncoderInput() : BadInput({"no", "yes"}) {}
+};
+
+TEST_F(BadEncoderInput, TasksLengthsAndEmptyInputs) {
+  for (const char* path : {"/v1/classify", "/v1/embeddings"}) {
+    Error(Post(path, {{"input", json::array()}}), 400);
+    const json empty = Error(Post(path, {{"input", ""}}), 400);
+    EXPECT_EQ(empty["param"], "input");
+    EXPECT_EQ(empty["message"], "'input' is empty; send a text or token ids");
+    EXPECT_EQ(Error(Post(path, {{"input", {"x", ""}}}), 400)["param"], "input[1]");
+    const json late = Error(Post(path, {{"input", {"x", std::string(513, 'x')}}}), 400);
+    EXPECT_EQ(late["param"], "input[1]");
+    EXPECT_EQ(late["code"], "context_length_exceeded");
+    EXPECT_EQ(late["message"],
+              "the text has 513 tokens; this model's context is 512 tokens: shorten the text");
+  }
+  const json text = Error(Post("/v1/completions", {{"prompt", "x"}}), 400);
+  EXPECT_EQ(text["param"], "model");
+  EXPECT_NE(text["message"].get<std::string>().find("/v1/classify"), std::string::npos) << text;
+  Error(Post("/v1/chat/completions",
+             {{"messages", {{{"role", "user"}, {"content", "x"}}}}}), 400);
 }
 
 TEST_F(BadInput, TokenizerBodies) {

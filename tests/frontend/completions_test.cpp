@@ -337,5 +337,26 @@ TEST_F(Embeddings, FullQueueOnlyFailsWhenNothingIsUnderWay) {
   EXPECT_EQ(response.headers.count("retry-after"), 1u);
 }
 
+using Classification = ServerTest;
+
+TEST_F(Classification, GivesEachInputsLabelAndProbabilities) {
+  served_.causal = false;
+  served_.labels = {"no", "yes", "perhaps"};
+  engine_.StartTicking(absl::Milliseconds(1));
+  StartServer();
+  const json body = Json(Post("/v1/classify", {{"model", "bytes"}, {"input", {"one", "two"}}}));
+  ASSERT_EQ(body["data"].size(), 2u) << body;
+  EXPECT_EQ(body["object"], "list");
+  EXPECT_TRUE(body["id"].get<std::string>().starts_with("classify-"));
+  EXPECT_EQ(body["data"][1], (json{{"index", 1},
+                                   {"label", "yes"},
+                                   {"probs", {0.125, 0.625, 0.25}},
+                                   {"num_classes", 3}}));
+  EXPECT_EQ(body["usage"], (json{{"prompt_tokens", 6}, {"total_tokens", 6}}));
+  EXPECT_EQ(Json(Post("/v1/classify", {{"input", "one"}}))["data"].size(), 1u);
+  const json ids = Json(Post("/v1/classify", {{"input", {1, 2, 3}}}));
+  EXPECT_EQ(ids["usage"]["prompt_tokens"], 3);
+}
+
 }  // namespace
 }  // namespace longstride::testing

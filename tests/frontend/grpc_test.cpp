@@ -244,6 +244,31 @@ TEST_F(GrpcServer, SlowReaderBoundsWhatIsTaken) {
   EXPECT_TRUE(engine_.WaitLive(0));
 }
 
+TEST_F(GrpcServer, Classify) {
+  served_.labels = {"no", "yes", "perhaps"};
+  engine_.StartTicking(absl::Milliseconds(1));
+  StartBoth();
+  pb::ClassifyRequest request;
+  request.add_inputs()->set_text("a");
+  request.add_inputs()->mutable_token_ids()->add_ids('b');
+  {
+    grpc::ClientContext context;
+    pb::ClassifyResponse response;
+    ASSERT_TRUE(stub_->Classify(&context, request, &response).ok());
+    ASSERT_EQ(response.classifications_size(), 2);
+    EXPECT_EQ(response.classifications(1).label(), "yes");
+    EXPECT_EQ(response.classifications(1).probabilities(1), 0.625f);
+    EXPECT_EQ(response.labels(2), "perhaps");
+    EXPECT_EQ(response.prompt_tokens(), 2);
+  }
+  request.add_inputs();
+  grpc::ClientContext context;
+  pb::ClassifyResponse response;
+  const grpc::Status status = stub_->Classify(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_NE(status.error_message().find("empty"), std::string::npos) << status.error_message();
+}
+
 TEST_F(GrpcServer, EmbedTokenizeDetokenizeAndModels) {
   engine_.StartTicking(absl::Milliseconds(1));
   StartBoth();

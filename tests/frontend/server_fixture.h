@@ -46,14 +46,14 @@ class CountingObserver : public frontend::FrontendObserver {
 
 class ServerTest : public ::testing::Test {
  protected:
-  ServerTest() : tokenizer_(MakeByteTokenizer()) {}
+  ServerTest() : tokenizer_(MakeByteTokenizer()), served_(MakeByteModel(tokenizer_.get())) {}
   ~ServerTest() override { StopAll(); }
 
   // Tests change http_options_, service_options_, served_ before.
   void StartServer(bool with_model = true, frontend::AuditLog* audit = nullptr) {
     service_ = std::make_unique<frontend::InferenceService>(service_options_, Clock::Real(),
                                                             &observer_, audit);
-    if (with_model) service_->SetModel(MakeByteModel(tokenizer_.get()), &engine_);
+    if (with_model) service_->SetModel(served_, &engine_);
     http_options_.port = 0;
     auto started = frontend::StartHttpServer(
         http_options_, service_.get(), [] { return std::string("up 1\n"); }, &observer_);
@@ -107,6 +107,7 @@ class ServerTest : public ::testing::Test {
   }
 
   std::unique_ptr<model::Tokenizer> tokenizer_;
+  frontend::ServedModel served_;
   FakeEngine engine_;
   CountingObserver observer_;
   frontend::ServiceOptions service_options_;

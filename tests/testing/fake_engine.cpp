@@ -149,10 +149,11 @@ void FakeEngine::Tick() {
   for (const auto& request : requests()) {
     const engine::GenerationRequest& asked = request->request();
     if (request->dropped() || request->generated_ > asked.max_tokens) continue;
-    if (asked.kind == engine::RequestKind::kEmbed) {
+    if (asked.kind != engine::RequestKind::kGenerate) {
       OutputEvent event;
       event.kind = OutputEvent::Kind::kVector;
       event.vector = {3, 4};
+      if (asked.kind == engine::RequestKind::kClassify) event.vector = {0.125f, 0.625f, 0.25f};
       request->Push({std::move(event), EndEvent(asked, 0)});
       continue;
     }
