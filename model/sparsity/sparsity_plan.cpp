@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "model/sparsity/hash.h"
-#include "model/sparsity/patterns.h"
 
 namespace longstride::model {
 namespace {
@@ -348,20 +347,30 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   return plan;
 }
 
+double SparsityPlan::KeysSeen(int32_t index, int64_t position, NumericsClass numerics) const {
+  const SparsePattern& pattern = *patterns[static_cast<size_t>(index)];
+  if (causal) return pattern.VisibleKeys(position, numerics);
+  double sum = 0;
+  for (int64_t i = 0; i <= position; ++i) sum += pattern.VisibleKeys(i);
+  return sum / static_cast<double>(position + 1);
+}
+
 double SparsityPlan::Density(int64_t position, NumericsClass numerics) const {
+  std::vector<double> seen;
+  for (size_t p = 0; p < patterns.size(); ++p) {
+    seen.push_back(KeysSeen(static_cast<int32_t>(p), position, numerics));
+  }
   double sum = 0;
   for (const LayerPlan& layer : layers) {
     double visible = 0;
     int32_t heads = 0;
     for (const HeadSegment& segment : layer.segments) {
-      visible += patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position, numerics) *
-                 segment.query.count;
+      visible += seen[static_cast<size_t>(segment.pattern)] * segment.query.count;
       heads += segment.query.count;
     }
     sum += visible / heads;
   }
-  const double dense = NewDense(causal)->VisibleKeys(position);
-  return sum / static_cast<double>(layers.size()) / dense;
+  return sum / static_cast<double>(layers.size()) / static_cast<double>(position + 1);
 }
 
 int64_t SparsityPlan::CacheBytes(int64_t tokens, int64_t step_tokens) const {

@@ -50,8 +50,11 @@ struct SparsityPlan {
   static absl::StatusOr<SparsityPlan> Resolve(const SparsityPolicy& policy, const ModelSpec& spec,
                                               kernels::KvDType dtype, int32_t max_context = 0);
 
-  // Mean over layers and heads of visible keys / the keys of a dense layer (causal or not, as the
-  // model is) for the query at `position`.
+  // Keys that the query at `position` sees by a pattern; of an encoder's, what one query of a document
+  // that ends there sees on average.
+  double KeysSeen(int32_t pattern, int64_t position,
+                  NumericsClass numerics = NumericsClass::kPrompt) const;
+  // KeysSeen as a share of the keys up to `position`, mean over layers and heads.
   double Density(int64_t position, NumericsClass numerics = NumericsClass::kPrompt) const;
   // Bytes that one sequence of `tokens` cached positions holds while a step of `step_tokens` more
   // is computed.

@@ -62,6 +62,11 @@ class Runner {
     config.kv.memory = kUnusedCacheBytes;
     progress_.Update("loading the model", 0, 0);
     ASSIGN_OR_RETURN(model_, LoadModel(config));
+    if (!model_->spec().causal) {
+      return absl::InvalidArgumentError(
+          StrCat("the model ", model_->name(), " is an encoder, and fidelity compares what models "
+                 "predict next; give a generating model."));
+    }
     if (question_.window_tokens > model_->max_context()) {
       return absl::InvalidArgumentError(StrCat("--window-tokens: got ", question_.window_tokens,
                                                "; this model serves at most ",

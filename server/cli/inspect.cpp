@@ -41,6 +41,11 @@ absl::Status Draw(const model::SparsityPlan& plan, const InspectReport& report,
 
 // Loads the weights and measures; the model's own cache is not used.
 absl::Status Measure(ServerConfig config, InspectReport* report) {
+  if (!report->causal) {
+    return absl::InvalidArgumentError(
+        "--calibrate measures how fast text is generated, and this model is an encoder; leave it "
+        "out.");
+  }
   config.kv.memory = int64_t{256} << 20;
   ASSIGN_OR_RETURN(const std::unique_ptr<model::Model> model, LoadModel(config));
   ASSIGN_OR_RETURN(report->rates,

@@ -83,7 +83,8 @@ void AppendDensities(const InspectReport& report, std::string* out) {
       report.densities.begin(), report.densities.end(),
       [](const Density& d) { return d.patterns == d.generated_patterns; });
   AppendDensityTable(report,
-                     one ? "Keys that the last query sees, of all before it"
+                     !report.causal ? "Keys that a query sees on average, of all of the text"
+                     : one ? "Keys that the last query sees, of all before it"
                          : "Keys that a prompt's last query sees, of all before it",
                      &Density::plan, &Density::patterns, out);
   if (one) return;
@@ -119,12 +120,11 @@ void AppendCosts(const InspectReport& report, std::string* out) {
   const PlanFlops& f = report.flops;
   absl::StrAppendFormat(out, "\nWork at %d tokens, floating-point operations\n",
                         report.question.context);
-  absl::StrAppendFormat(
-      out,
-      "  prompt       %.3g linear, %.3g attention (dense: %.3g)\n  next token   %.3g linear, "
-      "%.3g attention (dense: %.3g)\n",
-      f.prefill_linear, f.prefill_attention, f.prefill_dense_attention, f.decode_linear,
-      f.decode_attention, f.decode_dense_attention);
+  absl::StrAppendFormat(out, "  prompt       %.3g linear, %.3g attention (dense: %.3g)\n",
+                        f.prefill_linear, f.prefill_attention, f.prefill_dense_attention);
+  if (!report.causal) return;
+  absl::StrAppendFormat(out, "  next token   %.3g linear, %.3g attention (dense: %.3g)\n",
+                        f.decode_linear, f.decode_attention, f.decode_dense_attention);
   if (!report.prediction) return;
   absl::StrAppendFormat(out,
                         "\nPredicted for one request on %s, measured over %d tokens\n"
@@ -214,6 +214,13 @@ std::string InspectText(const InspectReport& report) {
                            Parameters(report.num_parameters), " parameters\n");
   StrAppend(&out, "  context ", report.max_context, ", vocabulary ", report.vocab_size, ", width ",
             report.dim, ", ", report.layers.size(), " layers\n");
+  if (!report.causal) {
+    StrAppend(&out, "  an encoder");
+    for (size_t i = 0; i < report.labels.size(); ++i) {
+      StrAppend(&out, i == 0 ? "; its classifier's labels: " : ", ", report.labels[i]);
+    }
+    out += "\n";
+  }
   StrAppend(&out, "  weights digest ", report.model_digest, "\n");
   StrAppend(&out, "  plan ", report.plan, ", digest ", report.plan_digest, "\n");
   StrAppend(&out, "  device: ", report.device, "\n");
@@ -259,6 +266,8 @@ std::string InspectJson(const InspectReport& report) {
       {"vocab_size", report.vocab_size},
       {"dim", report.dim},
       {"max_context", report.max_context},
+      {"encoder", !report.causal},
+      {"labels", report.labels},
       {"model_digest", report.model_digest},
       {"plan", report.plan},
       {"plan_digest", report.plan_digest},

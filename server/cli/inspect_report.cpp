@@ -70,10 +70,10 @@ std::vector<InspectReport::Density> Densities(const model::SparsityPlan& plan,
                                    .patterns = {},
                                    .generated_plan = plan.Density(last, kGenerated),
                                    .generated_patterns = {}};
-    for (const auto& pattern : plan.patterns) {
+    for (int32_t p = 0; p < static_cast<int32_t>(plan.patterns.size()); ++p) {
       const auto keys = static_cast<double>(length);
-      density.patterns.push_back(pattern->VisibleKeys(last) / keys);
-      density.generated_patterns.push_back(pattern->VisibleKeys(last, kGenerated) / keys);
+      density.patterns.push_back(plan.KeysSeen(p, last) / keys);
+      density.generated_patterns.push_back(plan.KeysSeen(p, last, kGenerated) / keys);
     }
     densities.push_back(std::move(density));
   }
@@ -155,6 +155,8 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   report.vocab_size = spec->vocab_size;
   report.dim = spec->dim;
   report.max_context = plan.max_context;
+  report.causal = plan.causal;
+  if (spec->classifier) report.labels = spec->classifier->labels;
   ASSIGN_OR_RETURN(
       const model::SparsityPlan native,
       model::SparsityPlan::Resolve(SparsityPolicy{}, *spec, options.kv_dtype, options.max_context));

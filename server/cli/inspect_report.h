@@ -66,6 +66,8 @@ struct InspectReport {
   int32_t vocab_size = 0;
   int32_t dim = 0;
   int32_t max_context = 0;
+  bool causal = true;               // false: an encoder
+  std::vector<std::string> labels;  // of a classifier
   std::vector<Layer> layers;
   std::vector<std::string> patterns;
   std::vector<Density> densities;

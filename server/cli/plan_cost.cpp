@@ -45,7 +45,7 @@ double VolumeAt(const model::ModelSpec& spec, const model::SparsityPlan& plan, i
     const int32_t head_dim = spec.layers[l].attention.head_dim;
     for (const model::HeadSegment& segment : plan.layers[l].segments) {
       const double keys =
-          dense ? static_cast<double>(position + 1)
+          dense ? static_cast<double>(plan.causal ? position + 1 : 2 * position + 1)
                 : plan.patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position, numerics);
       volume += keys * segment.query.count * head_dim;
     }

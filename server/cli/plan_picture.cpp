@@ -39,7 +39,7 @@ Panels MakePanels(const model::SparsityPlan& plan, int64_t length, int32_t block
         const auto [at, added] = known.try_emplace({segment.pattern, h}, 0);
         if (added) {
           Panel panel{.pattern = pattern.Describe(),
-                      .shares = VisibleShares(pattern, h, length, blocks)};
+                      .shares = VisibleShares(pattern, h, length, blocks, plan.causal)};
           const auto same = std::find_if(out.panels.begin(), out.panels.end(), [&](const Panel& p) {
             return p.pattern == panel.pattern && p.shares == panel.shares;
           });
@@ -69,10 +69,10 @@ std::string DrawPanel(const Panel& panel, int index, double left, double top, in
       top - 20, Letter(index), svg::Escape(panel.pattern), left, top - 6, panel.heads,
       panel.heads == 1 ? "head" : "heads");
   for (int32_t q = 0; q < blocks; ++q) {
-    for (int32_t k = 0; k <= q;) {
+    for (int32_t k = 0; k < blocks;) {
       const float share = panel.shares[static_cast<size_t>(q * blocks + k)];
       int32_t end = k + 1;
-      while (end <= q && panel.shares[static_cast<size_t>(q * blocks + end)] == share) ++end;
+      while (end < blocks && panel.shares[static_cast<size_t>(q * blocks + end)] == share) ++end;
       if (share > 0) {
         absl::StrAppendFormat(
             &out,
@@ -122,26 +122,27 @@ std::string DrawIndex(const Panels& panels, double top, double* height) {
 }  // namespace
 
 std::vector<float> VisibleShares(const model::SparsePattern& pattern, int32_t head, int64_t length,
-                                 int32_t blocks) {
+                                 int32_t blocks, bool causal) {
   std::vector<float> shares(static_cast<size_t>(blocks) * static_cast<size_t>(blocks));
   const auto begin_of = [&](int32_t block) { return block * length / blocks; };
   for (int32_t q = 0; q < blocks; ++q) {
     const int64_t begin = begin_of(q);
     const int64_t rows = begin_of(q + 1) - begin;
     const int64_t taken = std::min(rows, kRowsPerBlock);
-    for (int32_t k = 0; k <= q && taken > 0; ++k) {
+    for (int32_t k = 0; k < (causal ? q + 1 : blocks) && taken > 0; ++k) {
       int64_t seen = 0;
-      int64_t causal = 0;
+      int64_t all = 0;
       for (int64_t r = 0; r < taken; ++r) {
         const int64_t i = begin + (2 * r + 1) * rows / (2 * taken);
-        for (int64_t j = begin_of(k); j < std::min(begin_of(k + 1), i + 1); ++j) {
-          ++causal;
+        const int64_t end = causal ? std::min(begin_of(k + 1), i + 1) : begin_of(k + 1);
+        for (int64_t j = begin_of(k); j < end; ++j) {
+          ++all;
           seen += pattern.Visible(head, i, j) ? 1 : 0;
         }
       }
-      if (causal > 0) {
+      if (all > 0) {
         shares[static_cast<size_t>(q * blocks + k)] =
-            static_cast<float>(static_cast<double>(seen) / static_cast<double>(causal));
+            static_cast<float>(static_cast<double>(seen) / static_cast<double>(all));
       }
     }
   }

@@ -15,8 +15,8 @@ std::string PlanPicture(const model::SparsityPlan& plan, int64_t length);
 
 // Share of the pairs (query, key) with a key at or before its query that head `head` sees, in each
 // of [blocks][blocks] equal parts of the positions; row-major, query blocks first. Parts above the
-// diagonal are 0. Queries are sampled where a part has many.
+// diagonal are 0 where the model is causal. Queries are sampled where a part has many.
 std::vector<float> VisibleShares(const model::SparsePattern& pattern, int32_t head, int64_t length,
-                                 int32_t blocks);
+                                 int32_t blocks, bool causal = true);
 
 }  // namespace longstride::cli

@@ -46,15 +46,15 @@ std::vector<int64_t> SamplePoints(int64_t begin, int64_t end) {
 }
 
 std::string Row(const model::SparsePattern& pattern, int32_t head, int64_t length, int64_t cells,
-                int64_t row) {
+                int64_t row, bool causal) {
   static constexpr char kHex[] = "0123456789abcdef";
   std::string out;
   const auto queries = SamplePoints(row * length / cells, (row + 1) * length / cells);
-  for (int64_t column = 0; column <= row; ++column) {
+  for (int64_t column = 0; column < (causal ? row + 1 : cells); ++column) {
     const auto keys = SamplePoints(column * length / cells, (column + 1) * length / cells);
     int64_t seen = 0;
     for (const int64_t i : queries) {
-      for (const int64_t j : keys) seen += j <= i && pattern.Visible(head, i, j) ? 1 : 0;
+      for (const int64_t j : keys) seen += pattern.Visible(head, i, j) ? 1 : 0;
     }
     const auto all = static_cast<int64_t>(queries.size() * keys.size());
     out.push_back(kHex[(seen * 15 + all - 1) / all]);  // anything seen shows
@@ -62,16 +62,16 @@ std::string Row(const model::SparsePattern& pattern, int32_t head, int64_t lengt
   return out;
 }
 
-void WritePattern(const model::SparsePattern& pattern, int32_t head,
+void WritePattern(const model::SparsityPlan& plan, int32_t index, int32_t head,
                   const std::vector<int64_t>& layers, int64_t length, JsonWriter* json) {
+  const model::SparsePattern& pattern = *plan.patterns[static_cast<std::size_t>(index)];
   json->BeginObject();
   json->Field("pattern", pattern.Describe());
   json->Key("layers");
   json->BeginArray();
   for (const int64_t layer : layers) json->Int(layer);
   json->EndArray();
-  const double visible =
-      pattern.VisibleKeys(length - 1, model::NumericsClass::kGenerated);
+  const double visible = plan.KeysSeen(index, length - 1, model::NumericsClass::kGenerated);
   json->Field("visible_keys", visible);
   json->Field("density", visible / static_cast<double>(length));
   // The picture then shows what some query may read.
@@ -79,7 +79,9 @@ void WritePattern(const model::SparsePattern& pattern, int32_t head,
   json->Key("rows");
   json->BeginArray();
   const int64_t cells = std::min(kCells, length);
-  for (int64_t row = 0; row < cells; ++row) json->String(Row(pattern, head, length, cells, row));
+  for (int64_t row = 0; row < cells; ++row) {
+    json->String(Row(pattern, head, length, cells, row, plan.causal));
+  }
   json->EndArray();
   json->EndObject();
 }
@@ -115,7 +117,7 @@ absl::StatusOr<std::string> AttentionMapJson(const ServedModel& model, std::stri
   json.Key("patterns");
   json.BeginArray();
   for (const auto& [pattern, use] : uses) {
-    WritePattern(*model.plan->patterns[pattern], use.head, use.layers, length, &json);
+    WritePattern(*model.plan, pattern, use.head, use.layers, length, &json);
   }
   json.EndArray();
   json.EndObject();

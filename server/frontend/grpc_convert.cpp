@@ -358,7 +358,8 @@ void ToProto(const ServedModel& model, pb::Model* out) {
         entry = out->add_patterns();
         entry->set_pattern(pattern.Describe());
         entry->set_density_at_max_context(
-            pattern.VisibleKeys(model.max_context - 1, model::NumericsClass::kGenerated) /
+            model.plan->KeysSeen(segment.pattern, model.max_context - 1,
+                                 model::NumericsClass::kGenerated) /
             model.max_context);
       }
       const int32_t number = static_cast<int32_t>(layer);
