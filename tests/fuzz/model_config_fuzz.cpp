@@ -14,15 +14,19 @@ namespace longstride::fuzz {
 namespace {
 
 constexpr std::string_view kFolders[] = {
-    "cohere2", "gemma2", "gemma3", "gpt_oss",       "gpt_oss_mxfp4", "llama", "llama4",
-    "mistral", "olmo2",  "olmo3",  "phi3_longrope", "phi3",          "qwen2", "qwen3"};
+    "families/data/cohere2",       "families/data/gemma2",  "families/data/gemma3",
+    "families/data/gpt_oss",       "families/data/gpt_oss_mxfp4", "families/data/llama",
+    "families/data/llama4",        "families/data/mistral", "families/data/olmo2",
+    "families/data/olmo3",         "families/data/phi3_longrope", "families/data/phi3",
+    "families/data/qwen2",         "families/data/qwen3",   "encoders/data/embeddinggemma",
+    "encoders/data/modernbert_classifier"};
 
 const model::WeightsFile& Checkpoint(size_t index) {
   static const auto& files = *[] {
     auto* opened = new std::vector<std::unique_ptr<model::WeightsFile>>;
     for (const std::string_view folder : kFolders) {
       auto file = model::WeightsFile::Open(
-          StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/", folder));
+          StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/", folder));
       LS_CHECK(file.ok());
       opened->push_back(*std::move(file));
     }
@@ -81,7 +85,7 @@ std::vector<std::string> Seeds() {
   std::vector<std::string> seeds;
   for (const std::string_view folder : kFolders) {
     seeds.push_back(static_cast<char>(seeds.size()) +
-                    ReadFile(StrCat("tests/parity/families/data/", folder, "/config.json")));
+                    ReadFile(StrCat("tests/parity/", folder, "/config.json")));
   }
   seeds.push_back(
       R"(_{"eos_token_id": [1, 2], "bos_token_id": 0, "pad_token_id": 3, "do_sample": true,)"

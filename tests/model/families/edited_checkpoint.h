@@ -21,8 +21,10 @@ class EditedCheckpoint {
   using Edit = std::function<void(nlohmann::json*)>;
 
   explicit EditedCheckpoint(const std::string& name, const Edit& edit = {}) {
-    const std::string source =
-        StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/", name, "/");
+    std::string source = StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/", name, "/");
+    if (!std::filesystem::exists(source)) {
+      source = StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/encoders/data/", name, "/");
+    }
     nlohmann::json config = nlohmann::json::parse(std::ifstream(source + "config.json"));
     if (edit) edit(&config);
     folder_.Write("config.json", config.dump());
@@ -30,6 +32,11 @@ class EditedCheckpoint {
                                     folder_.File("model.safetensors"));
   }
 
+  // Another file of the folder.
+  void Write(const std::string& name, const std::string& text) {
+    std::filesystem::create_directories(std::filesystem::path(folder_.File(name)).parent_path());
+    folder_.Write(name, text);
+  }
   void Rewrite(const nlohmann::json& config) { folder_.Write("config.json", config.dump()); }
 
   absl::StatusOr<ModelSpec> Load() {

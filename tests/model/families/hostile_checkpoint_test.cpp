@@ -18,13 +18,18 @@ using nlohmann::json;
 
 constexpr const char* kFolders[] = {
     "cohere2", "gemma2", "gemma3", "gpt_oss",       "gpt_oss_mxfp4", "llama", "llama4",
-    "mistral", "olmo2",  "olmo3",  "phi3_longrope", "phi3",          "qwen2", "qwen3"};
+    "mistral", "olmo2",  "olmo3",  "phi3_longrope", "phi3",          "qwen2", "qwen3",
+    "embeddinggemma", "modernbert_classifier", "modernbert_multi_label"};
 
 // What the forward pass takes for granted.
 void ExpectSound(const ModelSpec& spec) {
   ASSERT_FALSE(spec.layers.empty());
   EXPECT_EQ(spec.embedding.shape[0], spec.vocab_size);
-  EXPECT_EQ(spec.lm_head.shape[1], spec.dim);
+  if (spec.causal) EXPECT_EQ(spec.lm_head.shape[1], spec.dim);
+  if (spec.classifier) {
+    EXPECT_EQ(spec.classifier->head.layers.back().weight.shape[0],
+              static_cast<int64_t>(spec.classifier->labels.size()));
+  }
   for (const LayerSpec& layer : spec.layers) {
     const AttentionSpec& a = layer.attention;
     EXPECT_TRUE(std::isfinite(a.scale));

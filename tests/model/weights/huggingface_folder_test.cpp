@@ -1,6 +1,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "model/weights/json_check.h"
 #include "model/weights/weights_file.h"
 #include "tests/testing/safetensors_writer.h"
@@ -37,6 +39,38 @@ TEST(HuggingFaceFolder, ReadsConfigWeightsAndTextFiles) {
   EXPECT_EQ((*file)->digest().size(), 32u);
   (*file)->Release(*(*file)->Tensor("w"));
   EXPECT_EQ((*file)->Tensor("w")->ptr<float>()[1], 1.0f);
+}
+
+TEST(HuggingFaceFolder, ReadsModules) {
+  const TempFolder folder;
+  folder.Write("config.json", "{}");
+  folder.Write("model.safetensors", OneTensor("w", 3));
+  std::filesystem::create_directory(folder.File("1_Dense"));
+  std::filesystem::create_directory(folder.File("other"));
+  folder.Write("1_Dense/config.json", "{}");
+  folder.Write("1_Dense/model.safetensors", OneTensor("linear.weight", 5));
+  folder.Write("other/config.json", "{}");
+  const auto plain = WeightsFile::Open(folder.path());
+  ASSERT_TRUE(plain.ok());
+  EXPECT_TRUE((*plain)->modules().empty());
+  EXPECT_EQ((*plain)->TextFile("1_Dense/config.json"), std::nullopt);
+  folder.Write("modules.json",
+               R"([{"type":"x.y.Transformer","path":""},{"type":"x.Dense","path":"1_Dense"}])");
+  const auto file = WeightsFile::Open(folder.path());
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_EQ((*file)->modules().size(), 2u);
+  EXPECT_EQ((*file)->modules()[0].type, "Transformer");
+  EXPECT_EQ((*file)->modules()[1].folder, "1_Dense");
+  EXPECT_THAT((*file)->tensor_names(), ElementsAre("1_Dense/linear.weight", "w"));
+  EXPECT_EQ((*file)->Tensor("1_Dense/linear.weight")->ptr<float>()[0], 5.0f);
+  EXPECT_EQ((*file)->TextFile("1_Dense/config.json"), "{}");
+  for (const char* name : {"other/config.json", "1_Dense/../config.json", "1_Dense/", "/config.json"}) {
+    EXPECT_EQ((*file)->TextFile(name), std::nullopt) << name;
+  }
+  const std::string digest = (*file)->digest();
+  EXPECT_NE(digest, (*plain)->digest());
+  folder.Write("1_Dense/config.json", R"({"bias": true})");
+  EXPECT_NE((*WeightsFile::Open(folder.path()))->digest(), digest);
 }
 
 TEST(HuggingFaceFolder, ReadsShards) {
