@@ -85,7 +85,7 @@ TEST(ModernBert, RefusesWhatItDoesNotCompute) {
               HasSubstr("hidden_activation"));
   EXPECT_THAT(Error(kBert, [](json* c) { (*c)["local_attention"] = 0; }),
               HasSubstr("local_attention"));
-  EXPECT_THAT(Error(kBert, [](json* c) { (*c)["num_hidden_layers"] = 4; }), HasSubstr("4 entries"));
+  EXPECT_THAT(Error(kBert, [](json* c) { (*c)["num_hidden_layers"] = 4; }), HasSubstr("for 4 layers"));
 }
 
 TEST(EmbeddingGemma, HalvesTheWindow) {

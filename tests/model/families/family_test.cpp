@@ -117,8 +117,6 @@ TEST(Family, RefusesVariantsThatItDoesNotCompute) {
       HasSubstr("linear_attention"));
   EXPECT_THAT(Error("qwen2", [](json* c) { (*c)["layer_types"] = {"full_attention"}; }),
               HasSubstr("1 entries for 3 layers"));
-  EXPECT_THAT(Error("gemma3", [](json* c) { (*c)["use_bidirectional_attention"] = true; }),
-              HasSubstr("use_bidirectional_attention"));
   EXPECT_THAT(Error("gemma3", [](json* c) { (*c)["attn_logit_softcapping"] = 50.0; }),
               HasSubstr("attn_logit_softcapping"));
   EXPECT_THAT(Error("olmo2", [](json* c) { (*c)["clip_qkv"] = 8.0; }), HasSubstr("clip_qkv"));

@@ -25,7 +25,7 @@ constexpr const char* kFolders[] = {
 void ExpectSound(const ModelSpec& spec) {
   ASSERT_FALSE(spec.layers.empty());
   EXPECT_EQ(spec.embedding.shape[0], spec.vocab_size);
-  if (spec.causal) EXPECT_EQ(spec.lm_head.shape[1], spec.dim);
+  EXPECT_EQ(spec.lm_head.shape[1], spec.causal ? spec.dim : 0);
   if (spec.classifier) {
     EXPECT_EQ(spec.classifier->head.layers.back().weight.shape[0],
               static_cast<int64_t>(spec.classifier->labels.size()));
