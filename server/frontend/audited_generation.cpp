@@ -8,6 +8,7 @@
 #include "config/base/version.h"
 #include "model/sparsity/hash.h"
 #include "server/frontend/json_writer.h"
+#include "server/frontend/openai_format.h"
 
 namespace longstride::frontend {
 namespace {
@@ -50,18 +51,6 @@ void WriteSampling(const engine::GenerationRequest& request, bool text, JsonWrit
     json->EndArray();
   }
   json->EndObject();
-}
-
-std::string_view FinishName(FinishKind kind) {
-  switch (kind) {
-    case FinishKind::kStop:
-      return "stop";
-    case FinishKind::kLength:
-      return "length";
-    case FinishKind::kToolCalls:
-      return "tool_calls";
-  }
-  return "";
 }
 
 class AuditedGeneration final : public Generation {
