@@ -35,9 +35,9 @@ __device__ __forceinline__ void WaitForPredecessors() {
 #endif
 }
 // How a short kernel begins that LaunchOverlapped launches: what it saves is the time from the end of one
-// kernel to the start of the next. Where every load counts, what came from the host before the step's first
-// kernel, and weights, may be read before the wait: that kernel is launched without overlap. Threads that
-// have nothing to do wait too: a grid that ends before its predecessor would let its successor run early.
+// kernel to the start of the next. Where every load counts, weights and what was copied from the host may be
+// read before the wait: a copy in the stream is overlapped by nothing. Threads that have nothing to do wait
+// too: a grid that ends before its predecessor would let its successor run early.
 __device__ __forceinline__ void BeginOverlapped() {
   LetDependentsStart();
   WaitForPredecessors();
@@ -51,7 +51,8 @@ inline bool CanOverlapLaunches() {
          major >= 9;
 }
 
-// Launches a kernel that begins with BeginOverlapped. The work before it in the stream must be kernels.
+// Launches a kernel that begins with BeginOverlapped. Behind a copy or a memset it starts when that is done,
+// as any kernel does.
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchOverlapped(void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
                              size_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
