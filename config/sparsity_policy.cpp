@@ -15,6 +15,7 @@ using nlohmann::json;
 
 constexpr StrictJsonLimits kPlanLimits = {.max_bytes = int64_t{16} << 20, .max_depth = 8};
 constexpr StrictJsonLimits kMaskLimits = {.max_bytes = int64_t{64} << 20, .max_depth = 4};
+constexpr StrictJsonLimits kTableLimits = {.max_bytes = int64_t{64} << 20, .max_depth = 8};
 constexpr size_t kMaxRules = 4096;
 constexpr size_t kMaxRanges = 4096;
 constexpr size_t kMaxNameBytes = 64;
@@ -187,6 +188,11 @@ class PlanReader {
     return value.get<std::string>();
   }
 
+  static absl::StatusOr<double> Number(const json& value, const std::string& place) {
+    if (!value.is_number()) return At(place, StrCat("got ", value.type_name(), "; needs a number."));
+    return value.get<double>();
+  }
+
   absl::StatusOr<PatternPolicy> Pattern(const json& object, const std::string& place,
                                         const std::vector<std::string>& other_keys) const {
     if (!object.is_object()) {
@@ -206,7 +212,7 @@ class PlanReader {
       }
       const std::string member = Member(place, key);
       if (value.is_object()) {
-        ASSIGN_OR_RETURN(const json contents, Referenced(value, member));
+        ASSIGN_OR_RETURN(const json contents, Referenced(value, member, kMaskLimits));
         ASSIGN_OR_RETURN(policy.params[key], ToValue(contents, member));
       } else {
         ASSIGN_OR_RETURN(policy.params[key], ToValue(value, member));
@@ -216,7 +222,8 @@ class PlanReader {
   }
 
   // The contents of {"file": "name"}.
-  absl::StatusOr<json> Referenced(const json& object, const std::string& place) const {
+  absl::StatusOr<json> Referenced(const json& object, const std::string& place,
+                                  const StrictJsonLimits& limits) const {
     if (object.size() != 1 || !object.contains("file") || !object["file"].is_string()) {
       return At(place, "an object here must be {\"file\": \"name.json\"}.");
     }
@@ -230,17 +237,143 @@ class PlanReader {
                               "; name a file in the plan's own folder, without '/'."));
     }
     absl::StatusOr<std::string> text =
-        ReadSmallFile(std::filesystem::path(folder_) / name, kMaskLimits.max_bytes);
+        ReadSmallFile(std::filesystem::path(folder_) / name, limits.max_bytes);
     if (!text.ok()) {
       return Annotate(text.status(), StrCat("sparsity plan, ", place, ", file ", Quoted(name)));
     }
-    return ParseStrictJson(*text, StrCat("sparsity plan, ", place, ", file ", Quoted(name)),
-                           kMaskLimits);
+    return ParseStrictJson(*text, StrCat("sparsity plan, ", place, ", file ", Quoted(name)), limits);
+  }
+
+  // Rows of a head table, one a layer; `read` makes a value of one cell.
+  template <typename T, typename ReadCell>
+  static absl::StatusOr<std::vector<std::vector<T>>> TableRows(const json& rows,
+                                                               const std::string& place,
+                                                               ReadCell read) {
+    if (!rows.is_array()) {
+      return At(place, StrCat("got ", rows.type_name(), "; needs a list with one list per layer."));
+    }
+    if (rows.empty()) return At(place, "is empty; needs one list per layer.");
+    std::vector<std::vector<T>> out;
+    for (const json& row : rows) {
+      const std::string at = StrCat(place, "[", out.size(), "]");
+      if (!row.is_array()) {
+        return At(at, StrCat("got ", row.type_name(), "; needs a list with one entry per head."));
+      }
+      std::vector<T>& cells = out.emplace_back();
+      for (const json& cell : row) {
+        ASSIGN_OR_RETURN(T value, read(cell, StrCat(at, "[", cells.size(), "]")));
+        cells.push_back(std::move(value));
+      }
+    }
+    return out;
+  }
+
+  absl::StatusOr<HeadTable> Table(const json& value, const std::string& place) const {
+    if (value.is_object() && value.contains("file")) {
+      ASSIGN_OR_RETURN(const json contents, Referenced(value, place, kTableLimits));
+      return TableContents(contents, place);
+    }
+    return TableContents(value, place);
+  }
+
+  absl::StatusOr<HeadTable> TableContents(const json& object, const std::string& place) const {
+    static const std::vector<std::string> kKeys = {"model",  "patterns", "heads",
+                                                   "scores", "name",     "measured"};
+    if (!object.is_object()) {
+      return At(place, StrCat("got ", object.type_name(),
+                              "; a head table is an object with \"model\", \"patterns\" and "
+                              "\"scores\" or \"heads\"."));
+    }
+    for (const auto& [key, value] : object.items()) {
+      if (std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end()) continue;
+      return At(place, StrCat("unknown key ", Quoted(key), "; a head table has ", JoinNames(kKeys),
+                              ".", DidYouMean(key, kKeys)));
+    }
+    for (const char* key : {"model", "patterns"}) {
+      if (!object.contains(key)) return At(place, StrCat(Quoted(key), " is missing."));
+    }
+    if (object.contains("heads") == object.contains("scores")) {
+      return At(place, "a head table has either \"scores\" or \"heads\".");
+    }
+    HeadTable table;
+    ASSIGN_OR_RETURN(table.model, Text(object["model"], Member(place, "model")));
+    for (const char* key : {"name", "measured"}) {
+      if (object.contains(key)) RETURN_IF_ERROR(Text(object[key], Member(place, key)).status());
+    }
+    const json& patterns = object["patterns"];
+    if (!patterns.is_object()) {
+      return At(Member(place, "patterns"),
+                StrCat("got ", patterns.type_name(), "; needs an object of named patterns."));
+    }
+    std::vector<std::string> names;
+    for (const auto& [name, pattern] : patterns.items()) {
+      ASSIGN_OR_RETURN(table.patterns[name],
+                       Pattern(pattern, StrCat(place, ".patterns.", name.substr(0, kMaxNameBytes)),
+                               {}));
+      names.push_back(name);
+    }
+    if (object.contains("scores")) {
+      if (names != std::vector<std::string>{"full", "streaming"}) {
+        return At(Member(place, "patterns"),
+                  "a table of scores names the patterns \"full\" and \"streaming\", and no others.");
+      }
+      ASSIGN_OR_RETURN(table.scores, TableRows<double>(object["scores"], Member(place, "scores"),
+                                                       &Number));
+      return table;
+    }
+    ASSIGN_OR_RETURN(
+        table.heads,
+        TableRows<std::string>(
+            object["heads"], Member(place, "heads"),
+            [&](const json& cell, const std::string& at) -> absl::StatusOr<std::string> {
+              ASSIGN_OR_RETURN(std::string name, Text(cell, at));
+              if (table.patterns.contains(name)) return name;
+              return At(at, StrCat("got ", Quoted(name), "; the table's patterns are ",
+                                   JoinNames(names), ".", DidYouMean(name, names)));
+            }));
+    return table;
+  }
+
+  // A rule whose heads' patterns come from a table.
+  absl::Status ReadTableRule(const json& object, const std::string& place, LayerRule* rule) const {
+    static const std::vector<std::string> kKeys = {"layers", "head_table", "threshold",
+                                                   "streaming_share"};
+    for (const auto& [key, value] : object.items()) {
+      if (std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end()) continue;
+      return At(place, StrCat("unknown key ", Quoted(key), "; a rule with a head table has ",
+                              JoinNames(kKeys), ".", DidYouMean(key, kKeys)));
+    }
+    rule->policy.place = place;
+    ASSIGN_OR_RETURN(rule->table, Table(object["head_table"], Member(place, "head_table")));
+    const bool threshold = object.contains("threshold");
+    const bool share = object.contains("streaming_share");
+    if (rule->table->scores.empty()) {
+      if (!threshold && !share) return absl::OkStatus();
+      return At(place, "the head table names each head's pattern; 'threshold' and 'streaming_share' "
+                       "are for tables of scores.");
+    }
+    if (threshold == share) {
+      return At(place, "the head table has scores; give either 'threshold' or 'streaming_share'.");
+    }
+    if (threshold) {
+      ASSIGN_OR_RETURN(rule->threshold,
+                       Number(object["threshold"], Member(place, "threshold")));
+      return absl::OkStatus();
+    }
+    ASSIGN_OR_RETURN(rule->streaming_share,
+                     Number(object["streaming_share"], Member(place, "streaming_share")));
+    if (*rule->streaming_share >= 0 && *rule->streaming_share <= 1) return absl::OkStatus();
+    return At(place, StrCat("'streaming_share' is ", *rule->streaming_share,
+                            "; allowed are 0 to 1."));
   }
 
   absl::StatusOr<LayerRule> Rule(const json& object, const std::string& place) const {
     LayerRule rule;
-    ASSIGN_OR_RETURN(rule.policy, Pattern(object, place, {"layers", "heads"}));
+    if (object.is_object() && object.contains("head_table")) {
+      RETURN_IF_ERROR(ReadTableRule(object, place, &rule));
+    } else {
+      ASSIGN_OR_RETURN(rule.policy, Pattern(object, place, {"layers", "heads"}));
+    }
     if (object.contains("layers")) {
       ASSIGN_OR_RETURN(const std::string text, Text(object["layers"], Member(place, "layers")));
       if (text == "full") {

@@ -15,12 +15,14 @@
 // Later rules win where they overlap. "native" is the checkpoint's own pattern of that layer.
 // "layers" is a list of indices and ranges, or the kind of the layer in the checkpoint: "full",
 // "windowed", "chunked"; absent means all layers. A parameter {"file": "name"} stands for the JSON
-// value in that file of the plan's own folder. An optional "fidelity_report": "sha256:…" names the
+// value in that file of the plan's own folder. A rule with "head_table" in the place of "pattern" takes
+// the patterns of its heads from a table (HeadTable), in the same two ways. An optional "fidelity_report": "sha256:…" names the
 // report (`longstride fidelity`) that the plan was chosen by; it changes nothing that is computed.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -72,11 +74,36 @@ struct IndexRanges {
 // Which layers a rule may touch, by what the checkpoint itself does there.
 enum class NativeKind : uint8_t { kAny, kFull, kWindowed, kChunked };
 
+// Which pattern each head of one checkpoint takes: by name, or by a score that says how much a head needs
+// all of the context. Heads of MInference (arXiv 2407.02490) and of DuoAttention (arXiv 2410.10819) are
+// written so.
+//
+//   {
+//     "model": "0f3c…",                      the checkpoint's digest, as `longstride inspect` prints it
+//     "patterns": {"full": {"pattern": "native"},
+//                  "streaming": {"pattern": "window", "window": 256, "sink_tokens": 64}},
+//     "scores": [[0.4, 0.01], …]             per layer and KV head; or
+//     "heads": [["full", "streaming"], …]    per layer and KV head or query head
+//   }
+//
+// An empty row says nothing of its layer. "name" and "measured" are for people.
+struct HeadTable {
+  std::string model;
+  std::map<std::string, PatternPolicy> patterns;  // with scores: "full" and "streaming"
+  std::vector<std::vector<std::string>> heads;    // names in `patterns`; empty where there are scores
+  std::vector<std::vector<double>> scores;
+};
+
 struct LayerRule {
   NativeKind kind = NativeKind::kAny;
   IndexRanges layers;
   IndexRanges heads;  // query heads
-  PatternPolicy policy;
+  PatternPolicy policy;  // with a table: its place alone
+  std::optional<HeadTable> table;
+  // Of a table's scores, one of the two: heads with this score or more are full; or so large a share of
+  // the heads of the rule's layers is streaming, those with the lowest scores.
+  std::optional<double> threshold;
+  std::optional<double> streaming_share;
 };
 
 struct SparsityPolicy {

@@ -148,6 +148,7 @@ struct ModelSpec {
   std::string family;        // "gemma3": as registered, for messages and metrics
   std::string name;          // the checkpoint's own name, or its folder or file name
   std::string weights_type;  // "Q4_K_M", "bf16": what the checkpoint calls itself
+  std::string digest;        // WeightsFile::digest() of the checkpoint
   int32_t vocab_size = 0;
   int32_t dim = 0;
   int32_t max_positions = 0;  // context length of the checkpoint

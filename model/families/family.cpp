@@ -126,6 +126,7 @@ absl::StatusOr<ModelSpec> LoadModelSpec(const WeightsFile& file) {
     RETURN_IF_ERROR(CheckFinite(spec));
     if (gguf) RETURN_IF_ERROR(DescribeGguf(metadata, &spec));
     if (spec.name.empty()) spec.name = file.name();
+    spec.digest = file.digest();
     if (spec.weights_type.empty()) {
       spec.weights_type = kernels::DTypeName(spec.layers.front().weights.wq.dtype);
     }

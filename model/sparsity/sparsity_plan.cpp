@@ -7,18 +7,12 @@
 #include <utility>
 
 #include "model/sparsity/hash.h"
+#include "model/sparsity/layer_rules.h"
 
 namespace longstride::model {
 namespace {
 
 constexpr int kDefaultRule = -1;
-
-NativeKind KindOf(const AttentionSpec& attention, int32_t max_context) {
-  const NativeSparsity& native = attention.native;
-  if (native.chunk > 0 && native.chunk < max_context) return NativeKind::kChunked;
-  if (native.window > 0 && native.window < max_context) return NativeKind::kWindowed;
-  return NativeKind::kFull;
-}
 
 // What a page must keep so that readers of both retentions find their keys.
 Retention Union(const Retention& a, const Retention& b) {
@@ -81,10 +75,7 @@ class Resolver {
     RETURN_IF_ERROR(MakeFor(0, kDefaultRule, AllHeads(0)).status());
     for (size_t r = 0; r < policy_.rules.size(); ++r) {
       const LayerRule& rule = policy_.rules[r];
-      if (rule.layers.Max() >= num_layers) {
-        return rule.policy.Error(StrCat("names layer ", rule.layers.Max(),
-                                        "; the model has layers 0 to ", num_layers - 1, "."));
-      }
+      RETURN_IF_ERROR(CheckLayers(rule, spec_));
       for (int32_t l = 0; l < num_layers; ++l) {
         if (!Matches(rule, l)) continue;
         const int32_t num_heads = Attention(l).num_heads;
@@ -103,8 +94,7 @@ class Resolver {
   }
   HeadRange AllHeads(int32_t layer) const { return {0, Attention(layer).num_heads}; }
   bool Matches(const LayerRule& rule, int32_t layer) const {
-    const NativeKind kind = KindOf(Attention(layer), plan_->max_context);
-    return (rule.kind == NativeKind::kAny || rule.kind == kind) && rule.layers.Contains(layer);
+    return Covers(rule, spec_, layer, plan_->max_context);
   }
 
   // The pattern of a rule for some heads of a layer. Owned by the memo until the plan uses it.
@@ -343,7 +333,8 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   plan.fidelity_report = policy.fidelity_report;
   plan.max_context = max_context > 0 ? max_context : spec.max_positions;
   plan.causal = spec.causal;
-  RETURN_IF_ERROR(Resolver(policy, spec, &plan).Run(dtype));
+  ASSIGN_OR_RETURN(const SparsityPolicy rules, ExpandHeadTables(policy, spec, plan.max_context));
+  RETURN_IF_ERROR(Resolver(rules, spec, &plan).Run(dtype));
   return plan;
 }
 

@@ -45,8 +45,8 @@ struct SparsityPlan {
   // Whether prompt and generated tokens are one function of what stands before them.
   bool one_numerics_class = true;
 
-  // INVALID_ARGUMENT: a rule names layers or heads that do not exist, or a pattern's parameters are
-  // bad; with the place in the plan file. `max_context` 0: the checkpoint's.
+  // INVALID_ARGUMENT: a rule names layers or heads that do not exist, its head table was not made for
+  // this checkpoint, or a pattern's parameters are bad; with the place in the plan file. `max_context` 0: the checkpoint's.
   static absl::StatusOr<SparsityPlan> Resolve(const SparsityPolicy& policy, const ModelSpec& spec,
                                               kernels::KvDType dtype, int32_t max_context = 0);
 

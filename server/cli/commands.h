@@ -7,6 +7,7 @@ namespace longstride::cli {
 
 Command InspectCommand();
 Command FidelityCommand();
+Command CalibrateHeadsCommand();
 Command GenerateCommand();
 Command TokenizeCommand();
 Command BenchCommand();

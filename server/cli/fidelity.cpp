@@ -1,52 +1,23 @@
 // `longstride fidelity`: what a plan does to a model's answers, measured against the checkpoint's
 // own plan on real text.
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
-#include "config/base/logging.h"
 #include "config/nearest_name.h"
 #include "model/sparsity/hash.h"
 #include "server/cli/commands.h"
+#include "server/cli/data_files.h"
 #include "server/cli/fidelity_run.h"
 #include "server/cli/to_options.h"
 
 namespace longstride::cli {
 namespace {
 
-constexpr int64_t kMaxDataBytes = int64_t{1} << 28;
 constexpr int64_t kMaxTokens = int64_t{1} << 24;
 constexpr int32_t kLeastWindow = 128;
-constexpr int kMaxDataFiles = 256;
-
-std::string BaseName(const std::string& path) {
-  const std::filesystem::path file(path);
-  const std::string name = file.filename().string();
-  return name.empty() ? file.parent_path().filename().string() : name;
-}
-
-absl::Status ReadData(const Invocation& invocation, FidelityQuestion* question) {
-  std::vector<std::string> files;
-  if (invocation.Has("--data")) files.push_back(invocation.Text("--data", ""));
-  files.insert(files.end(), invocation.plain.begin(), invocation.plain.end());
-  if (!invocation.Has("--data")) {
-    return absl::InvalidArgumentError(
-        "No data is given; name one or more text files with --data FILE [FILE...].");
-  }
-  for (const std::string& file : files) {
-    ASSIGN_OR_RETURN(std::string text, ReadTextFile(file, "The data file", kMaxDataBytes));
-    if (text.empty()) {
-      return absl::InvalidArgumentError(
-          StrCat("The data file ", Quoted(file), " is empty; give one with text."));
-    }
-    question->data.push_back({.name = BaseName(file), .text = std::move(text)});
-  }
-  return absl::OkStatus();
-}
 
 absl::Status ReadPlans(const Invocation& invocation, FidelityQuestion* question) {
   const ServerConfig& config = invocation.config();
@@ -127,44 +98,15 @@ std::string CommandLine(const Invocation& invocation) {
   return out;
 }
 
-absl::Status WriteFile(const std::string& path, const std::string& text) {
-  std::ofstream out(path, std::ios::binary);
-  out << text;
-  out.close();
-  if (!out) {
-    return absl::InvalidArgumentError(StrCat(
-        "The file ", Quoted(path), " cannot be written; check its folder and the space left."));
-  }
-  return absl::OkStatus();
-}
-
-// Files that cannot be written are found before minutes are spent.
-absl::Status CheckWritable(const Invocation& invocation) {
-  for (const char* flag : {"--json", "--html", "--write-plan"}) {
-    if (!invocation.Has(flag)) continue;
-    const std::string path = invocation.Text(flag, "");
-    const bool existed = std::filesystem::exists(path);
-    if (!std::ofstream(path, std::ios::app)) {
-      return absl::InvalidArgumentError(
-          StrCat(flag, ": the file ", Quoted(path), " cannot be written; check its folder."));
-    }
-    if (!existed) std::filesystem::remove(path);
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<int> Fidelity(const Invocation& invocation) {
   RETURN_IF_ERROR(ToModelOptions(invocation.config()).status());
   FidelityQuestion question;
   RETURN_IF_ERROR(ReadPlans(invocation, &question));
   RETURN_IF_ERROR(ReadLengths(invocation, &question));
-  RETURN_IF_ERROR(ReadData(invocation, &question));
-  RETURN_IF_ERROR(CheckWritable(invocation));
+  ASSIGN_OR_RETURN(question.data, ReadData(invocation));
+  RETURN_IF_ERROR(CheckWritable(invocation, {"--json", "--html", "--write-plan"}));
   question.scale_model = invocation.Text("--scale-model", "");
-  // The terminal is for the report: only what is wrong is logged, unless asked for.
-  const bool chosen = invocation.loaded.sources.at("log.level") != "default";
-  InitLogging(chosen ? ToLogLevel(invocation.config()) : LogLevel::kWarning,
-              ToLogFormat(invocation.config()));
+  LogWarningsOnly(invocation);
   ASSIGN_OR_RETURN(FidelityReport report, RunFidelity(invocation.config(), question));
   report.date = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
   report.command = CommandLine(invocation);
