@@ -137,7 +137,8 @@ std::vector<std::pair<std::string, std::string>> Environment() {
 int main(int argc, char** argv) {
   using namespace longstride::cli;  // NOLINT(google-build-using-namespace)
   const std::vector<Command> commands = {
-      ServeCommand(), InspectCommand(), FidelityCommand(), CalibrateHeadsCommand(), GenerateCommand(), TokenizeCommand(),
-      BenchCommand(), ConfigCommand(),  AuditCommand(),    HashKeyCommand(),  ReferenceCommand()};
+      ServeCommand(),    InspectCommand(),  FidelityCommand(), CalibrateHeadsCommand(),
+      GenerateCommand(), TokenizeCommand(), BenchCommand(),    ConfigCommand(),
+      AuditCommand(),    HashKeyCommand(),  ReferenceCommand()};
   return Run(commands, {argv + 1, argv + argc}, Environment());
 }

@@ -1,5 +1,6 @@
 #include "server/cli/to_options.h"
 
+#include <filesystem>
 #include <string_view>
 
 #include "config/profiles.h"
@@ -38,16 +39,15 @@ kernels::KvDType ToKvDType(const ServerConfig& config) {
 }
 
 absl::StatusOr<SparsityPolicy> ToSparsityPolicy(const ServerConfig& config) {
-  std::string text;
   if (!config.sparsity.plan.empty()) {
-    ASSIGN_OR_RETURN(text, ReadTextFile(config.sparsity.plan, "The plan file", kMaxPlanBytes));
-  } else if (!config.sparsity.profile.empty()) {
-    ASSIGN_OR_RETURN(const std::string_view profile, FindProfile(config.sparsity.profile));
-    text = std::string(profile);
-  } else {
-    return SparsityPolicy{};
+    ASSIGN_OR_RETURN(const std::string text,
+                     ReadTextFile(config.sparsity.plan, "The plan file", kMaxPlanBytes));
+    const std::filesystem::path folder = std::filesystem::path(config.sparsity.plan).parent_path();
+    return SparsityPolicy::Parse(text, folder.empty() ? "." : folder.string());
   }
-  return SparsityPolicy::Parse(text);
+  if (config.sparsity.profile.empty()) return SparsityPolicy{};
+  ASSIGN_OR_RETURN(const std::string_view profile, FindProfile(config.sparsity.profile));
+  return SparsityPolicy::Parse(std::string(profile));
 }
 
 absl::StatusOr<model::ModelOptions> ToModelOptions(const ServerConfig& config) {

@@ -17,8 +17,8 @@ MODELS = pathlib.Path(os.environ.get("LONGSTRIDE_TEST_MODELS", ROOT / "models"))
 GEMMA = MODELS / "gemma-3-270m-q4_k_m.gguf"
 SMOLLM = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
 USAGE, MODEL, ADDRESS, MEMORY = 2, 3, 4, 5
-COMMANDS = ("serve", "inspect", "fidelity", "generate", "tokenize", "bench", "config", "audit",
-            "hash-key", "reference")
+COMMANDS = ("serve", "inspect", "fidelity", "calibrate-heads", "generate", "tokenize", "bench",
+            "config", "audit", "hash-key", "reference")
 
 
 def run(*args, stdin="", env=None, timeout=240):

@@ -207,6 +207,58 @@ class FidelityTest(unittest.TestCase):
             self.assertAlmostEqual(layer["achieved_density"], layer["asked_density"], delta=0.02)
         self.refused(USAGE, "--plan", args=("--target", "kl<=1", "--generated"))
 
+    def calibrate(self, *args, data=("a.txt", "b.txt")):
+        command = [BINARY, "calibrate-heads", self.model, "--threads", "1", *args]
+        if data:
+            command += ["--data", *(self.folder / name for name in data)]
+        return subprocess.run([str(part) for part in command], capture_output=True, text=True,
+                              timeout=300, check=False)
+
+    def test_heads_are_calibrated_and_the_table_is_served(self):
+        table = self.folder / "heads.json"
+        (self.folder / "long.txt").write_text(text(2500, SEED + 2))
+        quick = ("--texts", "1", "--text-tokens", "1500", "--window", "16", "--sink-tokens", "4",
+                 "--out", table)
+        result = self.calibrate(*quick, data=("long.txt",))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("4 KV heads", result.stdout)
+        written = json.loads(table.read_text())
+        self.assertEqual(written["patterns"]["streaming"],
+                         {"pattern": "window", "window": 16, "sink_tokens": 4})
+        self.assertNotIn(str(self.folder), table.read_text())
+        scores = written["scores"]
+        self.assertEqual([len(row) for row in scores], [2, 2])
+        self.assertTrue(all(score > 0 for row in scores for score in row))
+
+        plan = self.folder / "duo.json"
+        rule = {"layers": "full", "head_table": {"file": "heads.json"}, "streaming_share": 0.75}
+        plan.write_text(json.dumps({"name": "duo", "layers": [rule]}))
+        inspected = self.inspect("--plan", plan, "--json", "--context", "2000")
+        self.assertEqual(inspected.returncode, 0, inspected.stderr)
+        report = json.loads(inspected.stdout)
+        # One of four heads keeps all of its pages.
+        full = [group for group in report["groups"] if group["name"].startswith("full")]
+        self.assertEqual([group["pages_per_sequence"] for group in full], [-(-2000 // 64)])
+        page_bytes = sum(group["page_bytes"] for group in report["groups"])
+        self.assertEqual(sum(group["page_bytes"] * (3 if group in full else 1)
+                             for group in report["groups"]), page_bytes * 1.5)
+        report, _ = self.report("--plan", plan, "--no-tasks")
+        self.assertGreater(report["divergence"]["kl"]["value"], 0)
+
+        written["model"] = "0" * 32
+        table.write_text(json.dumps(written))
+        self.refused(USAGE, "layers[0].head_table", "calibrate-heads", args=("--plan", plan))
+
+        for parts, args, data in (
+                ("--out", ("--window", "8"), ("a.txt",)),
+                ("--data", quick, ()),
+                ("lies inside", ("--out", table, "--text-tokens", "128"), ("a.txt",)),
+                ("leave out --sparsity-plan", (*quick, "--sparsity-profile", "dense"), ("a.txt",)),
+                ("too short", quick, ("short.txt",))):
+            result = self.calibrate(*args, data=data)
+            self.assertEqual(result.returncode, USAGE, result.stderr)
+            self.assertIn(parts, result.stderr.splitlines()[-1])
+
     def inspect(self, *args):
         command = [BINARY, "inspect", self.model, "--threads", "1", *args]
         return subprocess.run([str(part) for part in command], capture_output=True, text=True,

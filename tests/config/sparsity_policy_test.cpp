@@ -141,11 +141,70 @@ TEST(SparsityPolicy, ReadsReferencedFilesOfItsOwnFolderOnly) {
               HasSubstr("read from a file"));
 }
 
+TEST(SparsityPolicy, ReadsHeadTablesFromFilesAndInPlace) {
+  const std::string table = R"({"model": "abc", "patterns": {"full": {"pattern": "native"},
+      "streaming": {"pattern": "window", "window": 64}}, "scores": [[0.5, 1], []]})";
+  const std::filesystem::path folder =
+      std::filesystem::path(::testing::TempDir()) / "longstride_table_test";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "table.json") << table;
+  std::ofstream(folder / "plan.json")
+      << R"({"layers": [{"layers": "full", "head_table": {"file": "table.json"}, "threshold": 1}]})";
+  for (const auto& policy :
+       {SparsityPolicy::Load((folder / "plan.json").string()),
+        SparsityPolicy::Parse(StrCat(R"({"layers": [{"layers": "full", "threshold": 1,
+            "head_table": )", table, "}]}"))}) {
+    ASSERT_TRUE(policy.ok()) << policy.status();
+    const LayerRule& rule = policy->rules.at(0);
+    EXPECT_EQ(rule.kind, NativeKind::kFull);
+    ASSERT_TRUE(rule.table.has_value());
+    EXPECT_EQ(rule.table->model, "abc");
+    EXPECT_EQ(rule.table->scores, (std::vector<std::vector<double>>{{0.5, 1}, {}}));
+    EXPECT_EQ(rule.table->patterns.at("streaming").place, "layers[0].head_table.patterns.streaming");
+    EXPECT_EQ(rule.threshold, 1.0);
+    EXPECT_FALSE(rule.streaming_share.has_value());
+  }
+}
+
+TEST(SparsityPolicy, RefusesBadHeadTables) {
+  const auto error = [](const std::string& table, const std::string& more) {
+    return ErrorOf(StrCat(R"({"layers": [{"head_table": )", table, more, "}]}"));
+  };
+  const std::string two = R"("patterns": {"full": {"pattern": "native"},
+                                          "streaming": {"pattern": "window"}})";
+  const std::string scores = StrCat(R"({"model": "a", )", two, R"(, "scores": [[1]]})");
+  const std::string heads = StrCat(R"({"model": "a", )", two, R"(, "heads": [["full"]]})");
+  EXPECT_THAT(error("7", ""), HasSubstr("layers[0].head_table: got number; a head table is an object"));
+  EXPECT_THAT(error(R"({"file": "t.json"})", ""), HasSubstr("itself read from a file"));
+  EXPECT_THAT(error("{}", ""), HasSubstr("'model' is missing"));
+  EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, "}"), ""),
+              HasSubstr("either \"scores\" or \"heads\""));
+  EXPECT_THAT(error(R"({"modle": "a"})", ""), HasSubstr("Did you mean 'model'?"));
+  EXPECT_THAT(error(scores, ""), HasSubstr("give either 'threshold' or 'streaming_share'"));
+  EXPECT_THAT(error(scores, R"(, "threshold": 1, "streaming_share": 0.5)"), HasSubstr("give either"));
+  EXPECT_THAT(error(scores, R"(, "streaming_share": 1.5)"),
+              HasSubstr("layers[0]: 'streaming_share' is 1.5; allowed are 0 to 1"));
+  EXPECT_THAT(error(scores, R"(, "threshold": "much")"),
+              HasSubstr("layers[0].threshold: got string; needs a number"));
+  EXPECT_THAT(error(scores, R"(, "heads": "0", "threshold": 1)"), HasSubstr("unknown key 'heads'"));
+  EXPECT_THAT(error(heads, R"(, "threshold": 1)"), HasSubstr("names each head's pattern"));
+  EXPECT_THAT(error(R"({"model": "a", "patterns": {"full": {"pattern": "native"}}, "scores": [[1]]})",
+                    ""),
+              HasSubstr("names the patterns \"full\" and \"streaming\""));
+  EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, R"(, "heads": [["fulll"]]})"), ""),
+              HasSubstr("head_table.heads[0][0]: got 'fulll'; the table's patterns are"));
+  EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, R"(, "scores": [[1], 2]})"), ""),
+              HasSubstr("head_table.scores[1]: got number; needs a list"));
+  EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, R"(, "scores": []})"), ""),
+              HasSubstr("head_table.scores: is empty"));
+}
+
 // No bytes crash the parser, and what it accepts it accepts again.
 TEST(SparsityPolicy, SurvivesMutatedTexts) {
   const std::string seed_text =
       R"({"name":"a","default":{"pattern":"native"},"layers":[{"layers":"0-5,9","heads":"1",)"
-      R"("pattern":"window","window":1024,"m":[[0],[0,1]]}]})";
+      R"("pattern":"window","window":1024,"m":[[0],[0,1]]},{"head_table":{"model":"a","patterns":)"
+      R"({"full":{"pattern":"x"},"streaming":{"pattern":"y"}},"scores":[[1,2]]},"threshold":1}]})";
   const unsigned seed = 20240607;
   SCOPED_TRACE(::testing::Message() << "seed " << seed);
   std::mt19937 random(seed);

@@ -340,6 +340,12 @@ std::vector<std::pair<const char*, std::string>> Policies() {
           {"layers": "1", "heads": "7", "pattern": "window", "window": 50, "sink_tokens": 2},
           {"layers": "2", "heads": "3-7", "pattern": "fixed", "block": 16, "local_ctx": 64},
           {"layers": "3", "heads": "4-7", "pattern": "window", "window": 20}]})"},
+      {"head_table", R"({"default": {"pattern": "native"}, "layers": [
+          {"layers": "1-3", "streaming_share": 0.5, "head_table": {
+             "model": "",
+             "patterns": {"full": {"pattern": "dense"},
+                          "streaming": {"pattern": "window", "window": 40, "sink_tokens": 70}},
+             "scores": [[], [0.5, 0.1], [0.2, 0.3], [0.9, 0.05]]}}]})"},
       // Parts of a layer's heads whose choice differs by head, of equal and of other sizes.
       {"bigbird_by_head", R"({"default": {"pattern": "native"}, "layers": [
           {"layers": "0", "heads": "0-1", "pattern": "bigbird", "block": 16, "window_blocks": 2},

@@ -98,6 +98,16 @@ std::vector<Case> Cases() {
          return head == 2 ? topk.get() : quest.get();
        },
        .alignment = 128});
+  // The same by a table of heads.
+  cases.push_back(cases.back());
+  cases.back().name = "head_table";
+  cases.back().plan = R"({"default": {"pattern": "dense"}, "layers": [
+      {"layers": "1-2", "head_table": {
+         "model": "",
+         "patterns": {"full": {"pattern": "dense"},
+                      "quest": {"pattern": "quest", "budget_tokens": 192},
+                      "block": {"pattern": "block_topk", "budget_tokens": 192}},
+         "heads": [[], ["quest", "quest", "block", "full"], ["quest", "quest", "block", "full"]]}}]})";
   return cases;
 }
 

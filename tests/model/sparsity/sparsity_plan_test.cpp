@@ -174,6 +174,110 @@ TEST(SparsityPlan, NamesRulesThatDoNotFitTheModel) {
               HasSubstr("Did you mean 'window'?"));
 }
 
+// A rule with a table of scores, for a model of four layers of two KV heads.
+std::string ScoreTable(const std::string& choice, const std::string& scores,
+                       const std::string& layers = "\"0-3\"") {
+  return StrCat(R"({"layers": [{"layers": )", layers, ", ", choice, R"(, "head_table": {
+      "model": "abc", "name": "m", "measured": "by hand",
+      "patterns": {"full": {"pattern": "native"},
+                   "streaming": {"pattern": "window", "window": 128, "sink_tokens": 4}},
+      "scores": )",
+                scores, "}}]}");
+}
+
+ModelSpec TableSpec() {
+  ModelSpec spec = Spec(4, 8, 2, 0);
+  spec.digest = "abc";
+  return spec;
+}
+
+TEST(SparsityPlan, HeadTablesAreRulesPerHead) {
+  const ModelSpec spec = TableSpec();
+  const std::string scores = "[[0.5, 0.1], [0.2, 0.1], [0.1, 0.3], [0.9, 0.8]]";
+  const SparsityPlan half = Resolve(ScoreTable(R"("streaming_share": 0.5)", scores), spec);
+  CheckShape(half, spec);
+  // The three heads with 0.1, and 0.2.
+  const SparsityPlan by_rules = Resolve(R"({"layers": [
+      {"layers": "0", "heads": "4-7", "pattern": "window", "window": 128, "sink_tokens": 4},
+      {"layers": "1", "pattern": "window", "window": 128, "sink_tokens": 4},
+      {"layers": "2", "heads": "0-3", "pattern": "window", "window": 128, "sink_tokens": 4}]})",
+                                        spec);
+  EXPECT_EQ(half.digest, by_rules.digest);
+  EXPECT_EQ(half.CacheBytes(30000, 512), by_rules.CacheBytes(30000, 512));
+  // Half of the heads hold a window and the running step.
+  const SparsityPlan dense = Resolve("{}", spec);
+  EXPECT_LT(static_cast<double>(half.CacheBytes(30000, 512)),
+            0.53 * static_cast<double>(dense.CacheBytes(30000, 512)));
+  EXPECT_EQ(Resolve(ScoreTable(R"("threshold": 0.25)", scores), spec).digest, half.digest);
+  // Of equal scores the lower layer streams first; parts of a head round down.
+  const SparsityPlan few = Resolve(ScoreTable(R"("streaming_share": 0.37)", scores), spec);
+  EXPECT_EQ(few.digest, Resolve(R"({"layers": [
+      {"layers": "0-1", "heads": "4-7", "pattern": "window", "window": 128, "sink_tokens": 4}]})",
+                                spec)
+                            .digest);
+  EXPECT_EQ(Resolve(ScoreTable(R"("streaming_share": 0)", scores), spec).digest, dense.digest);
+  // Shares are of the rule's layers.
+  EXPECT_EQ(Resolve(ScoreTable(R"("streaming_share": 0.5)", "[[], [], [0, 1], []]", "\"2\""), spec)
+                .digest,
+            Resolve(R"({"layers": [{"layers": "2", "heads": "0-3", "pattern": "window",
+                                    "window": 128, "sink_tokens": 4}]})",
+                    spec)
+                .digest);
+}
+
+// One format for DuoAttention's two kinds of heads and MInference's three.
+TEST(SparsityPlan, HeadTablesNameAnyPatternPerQueryHead) {
+  const ModelSpec spec = TableSpec();
+  const SparsityPlan plan = Resolve(R"({"layers": [{"layers": "1-2", "head_table": {
+      "model": "abc",
+      "patterns": {"a_shape": {"pattern": "window", "window": 1024, "sink_tokens": 128},
+                   "slashes": {"pattern": "vertical_slash", "vertical_tokens": 1000,
+                               "slash_tokens": 6096},
+                   "blocks": {"pattern": "block_topk", "budget_tokens": 6400}},
+      "heads": [[], ["a_shape", "slashes"],
+                ["slashes", "slashes", "blocks", "a_shape",
+                 "a_shape", "a_shape", "slashes", "slashes"], []]}}]})",
+                                    spec);
+  CheckShape(plan, spec);
+  const SparsityPlan by_rules = Resolve(R"({"layers": [
+      {"layers": "1-2", "pattern": "vertical_slash", "vertical_tokens": 1000, "slash_tokens": 6096},
+      {"layers": "1", "heads": "0-3", "pattern": "window", "window": 1024, "sink_tokens": 128},
+      {"layers": "2", "heads": "3-5", "pattern": "window", "window": 1024, "sink_tokens": 128},
+      {"layers": "2", "heads": "2", "pattern": "block_topk", "budget_tokens": 6400}]})",
+                                        spec);
+  EXPECT_EQ(plan.digest, by_rules.digest);
+}
+
+TEST(SparsityPlan, RefusesHeadTablesThatDoNotFit) {
+  const auto error = [&](const std::string& text, ModelSpec spec = TableSpec()) {
+    const auto policy = SparsityPolicy::Parse(text);
+    EXPECT_TRUE(policy.ok()) << policy.status();
+    const auto plan = SparsityPlan::Resolve(*policy, spec, kernels::KvDType::kF16);
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+    return std::string(plan.status().message());
+  };
+  const std::string share = R"("streaming_share": 0.5)";
+  const std::string good = "[[1, 2], [3, 4], [5, 6], [7, 8]]";
+  ModelSpec other = TableSpec();
+  other.digest = "abd";
+  EXPECT_THAT(error(ScoreTable(share, good), other),
+              HasSubstr("layers[0].head_table: was made for the checkpoint with the digest 'abc', "
+                        "and this one has 'abd'"));
+  EXPECT_THAT(error(ScoreTable(share, "[[1, 2]]")),
+              HasSubstr("has rows for 1 layers; the model has 4 layers"));
+  EXPECT_THAT(error(ScoreTable(share, "[[1, 2], [3], [5, 6], [7, 8]]")),
+              HasSubstr("has 1 entries for layer 1; allowed are 2, one per key/value head, and none"));
+  EXPECT_THAT(error(ScoreTable(share, "[[1, 2], [], [5, 6], [7, 8]]")),
+              HasSubstr("says nothing of layer 1, which the rule covers"));
+  EXPECT_THAT(error(ScoreTable(share, good, "\"3-4\"")),
+              HasSubstr("layers[0]: names layer 4; the model has layers 0 to 3"));
+  // A pattern that no head takes is checked, too.
+  EXPECT_THAT(error(R"({"layers": [{"head_table": {"model": "abc",
+                  "patterns": {"a": {"pattern": "dense"}, "b": {"pattern": "window", "window": 0}},
+                  "heads": [["a", "a"], ["a", "a"], ["a", "a"], ["a", "a"]]}}]})"),
+              HasSubstr("layers[0].head_table.patterns.b: 'window' is 0"));
+}
+
 TEST(SparsityPlan, ShippedProfilesResolve) {
   int profiles = 0;
   const std::filesystem::path folder =
