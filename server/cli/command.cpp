@@ -38,7 +38,7 @@ std::string GeneralHelp(const std::vector<Command>& commands) {
                            "COMMAND [ARGUMENTS] [FLAGS]\n\n");
   for (const Command& command : commands) {
     std::string name(command.name);
-    name.resize(12, ' ');
+    name.resize(17, ' ');
     StrAppend(&out, "  ", name, command.summary, "\n");
   }
   return out +
