@@ -117,6 +117,12 @@ enum class PageScore : uint8_t {
   // A page weighs as its heaviest column, a run [64D, 64D + 63] of diagonals as its heaviest one.
   // Source: the vertical-slash heads of MInference (arXiv 2407.02490).
   kVerticalSlash,
+  // The share of the tile's attention that falls on the page as means see it: with q̄ the mean of the
+  // tile's rows and k̄ that of the page's keys up to the tile's last row, the softmax of scale * q̄ · k̄ over
+  // the pages that are alike, a mean over the query heads of h. Vectors x are alike if the mean cosine of
+  // all their pairs, each with itself among them, |mean of x / |x||^2, is above `similarity`. Source:
+  // SpargeAttn (arXiv 2502.18137).
+  kPooled,
 };
 inline constexpr int32_t kProbeRows = 64;
 
@@ -144,7 +150,18 @@ constexpr bool UsesSummaries(PageScore score) {
 // all. Beside what is taken anyway a list takes the `vertical_pages` pages and what the tile's rows
 // reach along the `slash_pages` runs of diagonals that weigh most, of equals the lower, and ends in
 // kNoEntry. With a `mass`, both are as many, or more: floor(n / 64) + 1, n the fewest columns
-// (diagonals) that have that share of their weights. Source: FlexPrefill (arXiv 2502.20766).
+// (diagonals) that have that share of their weights. With a `divergence` too, lists are made in another way
+// where means tell what columns do: with q̄ the mean of the rows that probe, over the pages up to theirs,
+// the square root of the Jensen-Shannon divergence (natural logarithm) between the softmax of
+// scale * q̄ · k̄ and the columns' weights summed by page, both means over the query heads of h, is below it.
+// Such a list takes as many pages of columns and diagonals as were given, and then, of the pages by the
+// softmax of its own tile's scale * q̄ · k̄, the best while the shares of all that it took sum to less than
+// `mass`. Source: FlexPrefill (arXiv 2502.20766).
+//
+// kPooled goes by `mass`, too, and its counts are P + 1. A list takes all candidates where a tile has one
+// row or rows that are not alike (of one of the query heads of h). Else, beside what is taken anyway,
+// all pages whose keys are not alike, and of those that are the best while their shares sum to `mass` or
+// less, but one in any case; kNoEntry from there on.
 struct SelectPagesParams {
   TensorView q = {};     // [rows, query heads, head_dim]
   // With summaries if UsesSummaries(score), which are read unless a tile takes all its candidates.
@@ -162,6 +179,8 @@ struct SelectPagesParams {
   int32_t segment = 0;
   int32_t vertical_pages = 0;
   int32_t slash_pages = 0;
+  float divergence = 0.0f;  // kVerticalSlash with a mass
+  float similarity = 0.0f;  // kPooled: -1 to 1
   int32_t num_tiles = 0;
   const QueryTile* tiles = nullptr;     // [num_tiles] rows of q
   // [num_tiles] at most P + 1, at least what is taken anyway; 0: the tile gets no list.

@@ -34,6 +34,29 @@ VerticalSlash ChooseVerticalSlash(const SelectPagesParams& p, std::span<const do
 void TakeVerticalSlash(const SelectPagesParams& p, const QueryTile& tile,
                        const VerticalSlash& chosen, int32_t* list);
 
+// The pages that a query-aware list of kVerticalSlash takes for its columns and diagonals; TakeByShares
+// then goes on from them.
+VerticalSlash ChooseLeastVerticalSlash(const SelectPagesParams& p, std::span<const double> columns,
+                                       std::span<const double> diagonals);
+// Whether kVerticalSlash's list is query-aware, by its columns' weights and the shares of their pages.
+bool IsQueryAware(const SelectPagesParams& p, std::span<const double> columns,
+                  std::span<const double> shares);
+void TakeQueryAware(const SelectPagesParams& p, const QueryTile& tile, const VerticalSlash& least,
+                    std::span<const double> shares, int32_t* list);
+
+// kPooled: the list of a tile whose rows are alike.
+void TakePooled(const SelectPagesParams& p, const QueryTile& tile, std::span<const double> shares,
+                std::span<const uint8_t> alike, int32_t* list);
+
+// Sequences whose pages' means a call needs, up to the last row of their tiles of more than one row.
+struct PooledSequence {
+  int32_t sequence;
+  int64_t end;  // keys
+};
+// slot_of[t]: index of tile t's sequence, or -1 for tiles of one row.
+std::vector<PooledSequence> FindPooledSequences(const SelectPagesParams& p,
+                                                std::vector<int32_t>* slot_of);
+
 // The list of all the tile's candidates.
 void TakeAll(const QueryTile& tile, int32_t* list);
 

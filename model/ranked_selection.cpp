@@ -78,6 +78,8 @@ kernels::SelectPagesParams RankedSelection::ToSelect() const {
           .segment = ranking_->pooled_rows,
           .vertical_pages = ranking_->vertical_pages,
           .slash_pages = ranking_->slash_pages,
+          .divergence = ranking_->divergence,
+          .similarity = ranking_->similarity,
           .num_tiles = static_cast<int32_t>(ranked_.size()),
           .tiles = ranked_.data(),
           .counts = counts_.data(),

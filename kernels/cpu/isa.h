@@ -141,6 +141,7 @@ struct CpuKernels {
   // The summary of the first `count` keys of one head's page; see PageSummaryParams.
   void (*summarize_keys)(KvDType dtype, const void* keys, int64_t count, int64_t dim, void* out);
   void (*score_pages)(const PageScoreArgs& args);
+  void (*expand_keys)(const FoldScoreArgs& args);  // keys to float32 in scratch alone
   void (*fold_scores)(const FoldScoreArgs& args);
 
   void (*rms_norm)(const float* x, const float* weight, float offset, float eps, int64_t n,

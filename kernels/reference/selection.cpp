@@ -173,6 +173,76 @@ absl::StatusOr<std::vector<double>> AntidiagonalShares(const SelectPagesParams& 
   return shares;
 }
 
+// |mean of x / |x||^2 of `count` vectors, `at` naming the first value of each.
+template <typename At>
+double MeanCosine(int64_t count, int64_t dim, const At& at) {
+  std::vector<double> sum(static_cast<size_t>(dim), 0.0);
+  for (int64_t i = 0; i < count; ++i) {
+    double square = 0;
+    for (int64_t d = 0; d < dim; ++d) square += double{at(i)[d]} * at(i)[d];
+    if (square == 0) continue;
+    for (int64_t d = 0; d < dim; ++d) sum[static_cast<size_t>(d)] += at(i)[d] / std::sqrt(square);
+  }
+  double square = 0;
+  for (const double x : sum) square += x * x;
+  return square / static_cast<double>(count * count);
+}
+
+// What means tell of rows [row_begin, +num_rows) of q and the keys [0, end): scale * q̄ · k̄ softmaxed over
+// the pages that are alike, a mean over the list's heads.
+struct PooledShares {
+  std::vector<double> shares;   // [pages]
+  std::vector<uint8_t> alike;   // [pages]; all 1 without a limit
+  bool rows_alike = true;
+};
+
+absl::StatusOr<PooledShares> PooledSharesOf(const SelectPagesParams& p, int32_t sequence,
+                                            int32_t row_begin, int32_t num_rows, int64_t end,
+                                            const ListHead& list) {
+  const int64_t dim = p.cache.head_dim, pages = (end + kPageTokens - 1) / kPageTokens;
+  const bool limits = p.score == PageScore::kPooled;
+  ASSIGN_OR_RETURN(const std::vector<float> keys, KeysOf(p, sequence, list.kv_head, end));
+  PooledShares out;
+  out.shares.assign(static_cast<size_t>(pages), 0.0);
+  for (int64_t page = 0; page < pages; ++page) {
+    const int64_t count = std::min<int64_t>(kPageTokens, end - page * kPageTokens);
+    const double cosine = MeanCosine(
+        count, dim, [&](int64_t i) { return keys.data() + (page * kPageTokens + i) * dim; });
+    out.alike.push_back(!limits || cosine > p.similarity ? 1 : 0);
+  }
+  for (int64_t h = list.first; h < list.first + list.count; ++h) {
+    const auto row = [&](int64_t r) {
+      return p.q.ptr<float>() + (row_begin + r) * p.q.strides[0] + h * p.q.strides[1];
+    };
+    if (limits && !(MeanCosine(num_rows, dim, row) > p.similarity)) out.rows_alike = false;
+    std::vector<double> scores;
+    for (int64_t page = 0; page < pages; ++page) {
+      if (out.alike[static_cast<size_t>(page)] == 0) {
+        scores.push_back(-std::numeric_limits<double>::infinity());
+        continue;
+      }
+      const int64_t first = page * kPageTokens, last = std::min(end, first + kPageTokens);
+      double score = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        double q = 0, k = 0;
+        for (int64_t r = 0; r < num_rows; ++r) q += row(r)[d];
+        for (int64_t j = first; j < last; ++j) k += keys[static_cast<size_t>(j * dim + d)];
+        score += q / num_rows * k / static_cast<double>(last - first);
+      }
+      scores.push_back(p.scale * score);
+    }
+    AddSoftmax(scores, 1, &out.shares);
+  }
+  for (double& share : out.shares) share /= static_cast<double>(list.count);
+  return out;
+}
+
+absl::StatusOr<PooledShares> PooledSharesOf(const SelectPagesParams& p, const QueryTile& tile,
+                                            const ListHead& list) {
+  return PooledSharesOf(p, tile.sequence, tile.row_begin, tile.num_rows,
+                        int64_t{tile.first_position} + tile.num_rows, list);
+}
+
 // The lists of one list head.
 absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
   const ListHead list = ListHeadOf(p, h);
@@ -204,6 +274,19 @@ absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
         AddSoftmax(scores, 1, &columns);
         std::reverse(scores.begin(), scores.end());
         AddSoftmax(scores, 1, &diagonals);
+      }
+    }
+    if (p.divergence > 0) {
+      ASSIGN_OR_RETURN(const PooledShares probe,
+                       PooledSharesOf(p, first.sequence, probed.first_row,
+                                      probed.end_row - probed.first_row, probed.last_position + 1, list));
+      if (IsQueryAware(p, columns, probe.shares)) {
+        const VerticalSlash least = ChooseLeastVerticalSlash(p, columns, diagonals);
+        for (int32_t t = probed.begin; t < probed.end; ++t) {
+          ASSIGN_OR_RETURN(const PooledShares pooled, PooledSharesOf(p, p.tiles[t], list));
+          TakeQueryAware(p, p.tiles[t], least, pooled.shares, list_of(t));
+        }
+        continue;
       }
     }
     const VerticalSlash chosen = ChooseVerticalSlash(p, columns, diagonals);
@@ -261,6 +344,16 @@ absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
         ASSIGN_OR_RETURN(const std::vector<double> shares,
                          AntidiagonalShares(p, tile, ListHeadOf(p, h)));
         TakeByShares(p, tile, shares, p.entries + p.list_begin[h * p.num_tiles + t]);
+        continue;
+      }
+      if (p.score == PageScore::kPooled && tile.num_rows > 1) {
+        ASSIGN_OR_RETURN(const PooledShares pooled, PooledSharesOf(p, tile, ListHeadOf(p, h)));
+        int32_t* out = p.entries + p.list_begin[h * p.num_tiles + t];
+        if (pooled.rows_alike) {
+          TakePooled(p, tile, pooled.shares, pooled.alike, out);
+        } else {
+          TakeAll(tile, out);
+        }
         continue;
       }
       if (p.counts[t] < pages) {

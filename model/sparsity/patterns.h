@@ -23,6 +23,7 @@ PatternOr MakeLocalStride(const PatternPolicy& policy, const PatternContext& con
 PatternOr MakeQuest(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockTopK(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeXAttention(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeSpargeAttn(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeVerticalSlash(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.

@@ -50,6 +50,8 @@ struct PageRanking {
   int32_t stride = 0;
   int32_t vertical_pages = 0;
   int32_t slash_pages = 0;
+  float divergence = 0.0f;
+  float similarity = 0.0f;
 };
 
 // Sizes of a padded step's lists, powers of two: the longest list, and room for all.

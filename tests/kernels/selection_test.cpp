@@ -43,6 +43,7 @@ struct Request {
   int32_t sink_pages = 0, recent_pages = 1;
   float mass = 0.0f, scale = 0.0f;
   int32_t stride = 0, segment = 0, vertical_pages = 0, slash_pages = 0;
+  float divergence = 0.0f, similarity = 0.0f;
   std::vector<QueryTile> tiles;
   std::vector<int32_t> counts;
   std::vector<int64_t> list_begin;
@@ -226,6 +227,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
             .segment = r.segment,
             .vertical_pages = r.vertical_pages,
             .slash_pages = r.slash_pages,
+            .divergence = r.divergence,
+            .similarity = r.similarity,
             .num_tiles = static_cast<int32_t>(r.tiles.size()),
             .tiles = r.tiles.data(),
             .counts = r.counts.data(),
@@ -280,6 +283,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     r.recent_pages = RandomInt(0, 3);
     r.mass = 0.1f * static_cast<float>(RandomInt(2, 9));
     if (score == PageScore::kVerticalSlash && RandomInt(0, 1) == 0) r.mass = 0.0f;
+    r.similarity = 0.1f * static_cast<float>(RandomInt(2, 7));
     r.stride = 1 << RandomInt(0, 6);
     r.scale = 2.0f / std::sqrt(static_cast<float>(c.dim));
     for (size_t s = 0; s < c.kv_lens.size(); ++s) {
@@ -329,6 +333,100 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     const double all = std::accumulate(shares.begin(), shares.end(), 0.0);
     for (double& share : shares) share /= all;
     return shares;
+  }
+
+  // In double: |mean of x / |x||^2 of vectors.
+  static double MeanCosine(const std::vector<const float*>& vectors, int32_t dim) {
+    double sum = 0;
+    for (const float* a : vectors) {
+      for (const float* b : vectors) {
+        double aa = 0, bb = 0, ab = 0;
+        for (int32_t d = 0; d < dim; ++d) {
+          aa += double{a[d]} * a[d], bb += double{b[d]} * b[d], ab += double{a[d]} * b[d];
+        }
+        sum += ab / std::sqrt(aa * bb);
+      }
+    }
+    return sum / static_cast<double>(vectors.size() * vectors.size());
+  }
+
+  // In double: what means tell of rows [row, +num_rows) of q and the first `end` keys, over pages whose
+  // mean cosine is above `similarity`.
+  struct Pooled {
+    std::vector<double> shares;
+    std::vector<double> page_cosines;
+    double least_row_cosine = 2;
+  };
+  static Pooled NaivePooled(const SelectionCase& c, const Request& r, int32_t h, int32_t sequence,
+                            int64_t row, int64_t num_rows, int64_t end, double similarity) {
+    const int32_t group = c.q_heads / c.kv_heads;
+    const bool per_kv = r.list_heads == ListHeads::kPerKvHead;
+    const int32_t first = per_kv ? h * group : h, heads = per_kv ? group : 1;
+    Pooled out;
+    std::vector<std::vector<double>> means;
+    for (int64_t begin = 0; begin < end; begin += kPageTokens) {
+      std::vector<const float*> keys;
+      std::vector<double> mean(c.dim, 0.0);
+      for (int64_t j = begin; j < std::min(begin + kPageTokens, end); ++j) {
+        keys.push_back(c.Key(sequence, j, first / group));
+        for (int32_t d = 0; d < c.dim; ++d) mean[d] += keys.back()[d];
+      }
+      for (double& x : mean) x /= static_cast<double>(keys.size());
+      means.push_back(mean);
+      out.page_cosines.push_back(MeanCosine(keys, c.dim));
+    }
+    out.shares.assign(means.size(), 0.0);
+    for (int32_t q = first; q < first + heads; ++q) {
+      std::vector<const float*> rows;
+      std::vector<double> mean(c.dim, 0.0);
+      for (int64_t i = row; i < row + num_rows; ++i) {
+        rows.push_back(&r.q[(i * c.q_heads + q) * c.dim]);
+        for (int32_t d = 0; d < c.dim; ++d) mean[d] += rows.back()[d] / static_cast<double>(num_rows);
+      }
+      out.least_row_cosine = std::min(out.least_row_cosine, MeanCosine(rows, c.dim));
+      std::vector<double> weights;
+      double total = 0;
+      for (size_t page = 0; page < means.size(); ++page) {
+        double s = 0;
+        for (int32_t d = 0; d < c.dim; ++d) s += mean[d] * means[page][d];
+        weights.push_back(out.page_cosines[page] > similarity ? std::exp(r.scale * s) : 0.0);
+        total += weights.back();
+      }
+      for (size_t page = 0; page < means.size() && total > 0; ++page) {
+        out.shares[page] += weights[page] / total / heads;
+      }
+    }
+    return out;
+  }
+
+  // Keys of a page, and queries of a tile, lean to a direction of their own, more or less.
+  void Lean(SelectionCase& c, Request& r) {
+    const auto lean = [&](float* x, const std::vector<float>& to, float by) {
+      for (int32_t d = 0; d < c.dim; ++d) x[d] += by * to[d];
+    };
+    const int64_t width = int64_t{c.kv_heads} * c.dim;
+    for (size_t s = 0; s < c.kv_lens.size(); ++s) {
+      for (int64_t j = 0; j < c.kv_lens[s];) {
+        const int64_t end = std::min((j / kPageTokens + 1) * kPageTokens, c.kv_lens[s]);
+        for (int32_t h = 0; h < c.kv_heads; ++h) {
+          const std::vector<float> to = Normal(c.dim);
+          const float by = static_cast<float>(RandomInt(0, 3));
+          for (int64_t i = j; i < end; ++i) lean(c.keys[s].data() + i * width + h * c.dim, to, by);
+        }
+        Append(c, s, j, end - j);
+        j = end;
+      }
+      Store(c, s);
+    }
+    for (const QueryTile& tile : r.tiles) {
+      for (int32_t q = 0; q < c.q_heads; ++q) {
+        const std::vector<float> to = Normal(c.dim);
+        const auto by = static_cast<float>(RandomInt(0, 7));
+        for (int64_t i = tile.row_begin; i < tile.row_begin + tile.num_rows; ++i) {
+          lean(&r.q[(i * c.q_heads + q) * c.dim], to, by);
+        }
+      }
+    }
   }
 
   // In double: what the last rows of tile t's segment attend to, by columns and by diagonals.
@@ -680,6 +778,184 @@ TEST_P(SelectionTest, TakesTheHeaviestColumnsAndDiagonals) {
     }
   }
   EXPECT_GT(compared, 20);
+  EXPECT_GT(left_out, 0);
+}
+
+// What means of queries and keys say, but of those that have none worth the name.
+TEST_P(SelectionTest, TakesThePagesByMeansUpToTheThreshold) {
+  int64_t compared = 0, left_out = 0, whole = 0, unlike = 0;
+  for (int trial = 0; trial < 16; ++trial) {
+    SelectionCase c = RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(2, 900)});
+    Request r = RandomShares(c, PageScore::kPooled);
+    Lean(c, r);
+    SCOPED_TRACE(testing::Message()
+                 << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
+                 << c.dim << " dtype " << KvDTypeName(c.dtype) << " sinks " << r.sink_pages
+                 << " recent " << r.recent_pages << " mass " << r.mass << " similarity "
+                 << r.similarity);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    const double slack = GetParam() == std::string("cuda") ? 2e-4 : 1e-5;
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const QueryTile& tile = r.tiles[t];
+        const int64_t pages = CandidatePages(tile);
+        const Pooled pooled =
+            NaivePooled(c, r, h, tile.sequence, tile.row_begin, tile.num_rows,
+                        int64_t{tile.first_position} + tile.num_rows, r.similarity);
+        bool close = std::abs(pooled.least_row_cosine - r.similarity) < slack;
+        std::vector<bool> taken(pages, tile.num_rows == 1 || pooled.least_row_cosine <= r.similarity);
+        if (taken[0] && tile.num_rows > 1) ++whole;
+        const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
+        std::vector<std::pair<double, int64_t>> ranked;
+        for (int64_t page = 0; page < pages; ++page) {
+          close = close || std::abs(pooled.page_cosines[page] - r.similarity) < slack;
+          const bool alike = pooled.page_cosines[page] > r.similarity;
+          if (!alike) ++unlike;
+          if (!alike || page < r.sink_pages || page >= tail) taken[page] = true;
+          if (alike) ranked.emplace_back(-pooled.shares[page], page);
+        }
+        std::sort(ranked.begin(), ranked.end());
+        double sum = 0;
+        for (size_t n = 0; n < ranked.size(); ++n) {
+          sum -= ranked[n].first;
+          if (n > 0 && std::abs(sum - r.mass) < slack) close = true;
+          if (n > 0 && sum > r.mass) {
+            if (ranked[n].first - ranked[n - 1].first < slack) close = true;
+            break;
+          }
+          taken[ranked[n].second] = true;
+        }
+        if (close) continue;
+        ++compared;
+        std::vector<int32_t> want;
+        for (int64_t page = 0; page < pages; ++page) {
+          if (taken[page]) want.push_back(static_cast<int32_t>(page));
+        }
+        left_out += pages - static_cast<int64_t>(want.size());
+        want.resize(pages, kNoEntry);
+        ASSERT_EQ(r.List(h, t), want) << "tile at " << tile.first_position;
+      }
+    }
+    // A tile alone.
+    const size_t t = RandomInt(0, static_cast<int>(r.tiles.size()) - 1);
+    Request one = r;
+    one.tiles = {r.tiles[t]};
+    one.counts = {r.counts[t]};
+    one.list_begin.clear();
+    Layout(c, one);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, one)));
+    for (int32_t h = 0; h < r.num_lists(c); ++h) ASSERT_EQ(one.List(h, 0), r.List(h, t));
+  }
+  EXPECT_GT(compared, 40);
+  EXPECT_GT(left_out, 0);
+  EXPECT_GT(whole, 0);
+  EXPECT_GT(unlike, 0);
+}
+
+// FlexPrefill's choice between columns and diagonals and the tile's own mean.
+TEST_P(SelectionTest, ListsAreQueryAwareWhereMeansTellWhatColumnsDo) {
+  int64_t aware = 0, slashes = 0, left_out = 0;
+  for (int trial = 0; trial < 16; ++trial) {
+    SelectionCase c = RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(300, 900)});
+    Request r = RandomShares(c, PageScore::kVerticalSlash);
+    r.mass = 0.1f * static_cast<float>(RandomInt(2, 8));
+    r.vertical_pages = RandomInt(0, 1);
+    r.slash_pages = RandomInt(0, 1);
+    r.divergence = trial % 2 == 0 ? 0.25f : 0.1f;
+    Lean(c, r);
+    SCOPED_TRACE(testing::Message() << "trial " << trial << " heads " << c.q_heads << "/"
+                                    << c.kv_heads << " dim " << c.dim << " dtype "
+                                    << KvDTypeName(c.dtype) << " mass " << r.mass << " segment "
+                                    << r.segment << " divergence " << r.divergence);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    Request plain = r;
+    plain.divergence = 0;
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, plain)));
+    const double rounding = Rounding(c);
+    const double slack = GetParam() == std::string("cuda") ? 2e-4 : 1e-5;
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const QueryTile& tile = r.tiles[t];
+        const int64_t pages = CandidatePages(tile);
+        if (tile.num_rows == 1) {
+          ASSERT_EQ(r.List(h, t), plain.List(h, t));
+          continue;
+        }
+        const Probe probe = NaiveProbe(c, r, h, t);
+        const auto end = static_cast<int64_t>(probe.columns.size());
+        // Rows of the segment's end, where its last tile's are.
+        const int64_t last_row = tile.row_begin + end - tile.first_position;
+        const int64_t rows = std::min<int64_t>(kProbeRows, (end - 1) % r.segment + 1);
+        const Pooled means =
+            NaivePooled(c, r, h, tile.sequence, last_row - rows, rows, end, -2);
+        const double total = std::accumulate(probe.columns.begin(), probe.columns.end(), 0.0);
+        double divergence = 0;
+        for (size_t page = 0; page < means.shares.size(); ++page) {
+          double column = 0;
+          for (int64_t j = page * 64; j < std::min<int64_t>(page * 64 + 64, end); ++j) {
+            column += probe.columns[j] / total;
+          }
+          const double middle = (column + means.shares[page]) / 2;
+          if (column > 0) divergence += column / 2 * std::log(column / middle);
+          if (means.shares[page] > 0) {
+            divergence += means.shares[page] / 2 * std::log(means.shares[page] / middle);
+          }
+        }
+        const double distance = std::sqrt(std::max(divergence, 0.0));
+        if (std::abs(distance - r.divergence) < 1e-4 * rounding) continue;
+        if (distance > r.divergence) {
+          ++slashes;
+          ASSERT_EQ(r.List(h, t), plain.List(h, t)) << "tile at " << tile.first_position;
+          continue;
+        }
+        bool close = false;
+        const auto columns = NaiveRuns(probe.columns, r.vertical_pages, 0, rounding, &close);
+        const auto runs = NaiveRuns(probe.diagonals, r.slash_pages, 0, rounding, &close);
+        const Pooled own = NaivePooled(c, r, h, tile.sequence, tile.row_begin, tile.num_rows,
+                                       int64_t{tile.first_position} + tile.num_rows, -2);
+        const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
+        std::vector<bool> taken(pages, false);
+        std::vector<std::pair<double, int64_t>> others;
+        double sum = 0;
+        for (int64_t page = 0; page < pages; ++page) {
+          bool take = page < r.sink_pages || page >= tail ||
+                      std::binary_search(columns.begin(), columns.end(), page);
+          for (int64_t i = tile.first_position; i < tile.first_position + tile.num_rows; ++i) {
+            for (int64_t j = page * 64; j < page * 64 + 64; ++j) {
+              take = take || (j <= i && std::binary_search(runs.begin(), runs.end(), (i - j) / 64));
+            }
+          }
+          taken[page] = take;
+          if (take) {
+            sum += own.shares[page];
+          } else {
+            others.emplace_back(-own.shares[page], page);
+          }
+        }
+        std::sort(others.begin(), others.end());
+        for (size_t n = 0; n < others.size(); ++n) {
+          if (std::abs(sum - r.mass) < slack) close = true;
+          if (sum >= r.mass) {
+            if (n > 0 && others[n].first - others[n - 1].first < slack) close = true;
+            break;
+          }
+          sum -= others[n].first;
+          taken[others[n].second] = true;
+        }
+        if (close) continue;
+        ++aware;
+        std::vector<int32_t> want;
+        for (int64_t page = 0; page < pages; ++page) {
+          if (taken[page]) want.push_back(static_cast<int32_t>(page));
+        }
+        left_out += pages - static_cast<int64_t>(want.size());
+        want.resize(pages, kNoEntry);
+        ASSERT_EQ(r.List(h, t), want) << "tile at " << tile.first_position;
+      }
+    }
+  }
+  EXPECT_GT(aware, 10);
+  EXPECT_GT(slashes, 10);
   EXPECT_GT(left_out, 0);
 }
 

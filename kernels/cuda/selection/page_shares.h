@@ -1,4 +1,4 @@
-// Launches of SelectPages by shares of attention (PageScore::kAntidiagonal and kVerticalSlash); see
+// Launches of SelectPages by shares of attention (PageScore::kAntidiagonal, kVerticalSlash, kPooled); see
 // SelectPagesParams. Rows of q that probe, QueryTiles of one sequence, are folded: groups of `fold` rows
 // in descending order against groups of `fold` keys, so that a product along the channels of a group is
 // the sum along an antidiagonal. What is kept of the scores is page by page.
@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/selection/pooled_means.h"
 #include "kernels/op_params.h"
 
 namespace longstride::kernels::cuda {
@@ -62,12 +63,20 @@ struct VerticalSlashLaunch {
   uint8_t* chosen = nullptr;  // [max_pages] 1: the page or run is taken
   int32_t first_tile = 0, num_tiles = 0;
   const int32_t* probe_of = nullptr;  // [num_tiles] index of its segment's probe; -1: takes all
+  // With a divergence: shares of the probes and of the tiles by means, [.., list heads, max_pages].
+  const float* probe_shares = nullptr;
+  float* tile_shares = nullptr;
+  uint8_t* query_aware = nullptr;  // [num_probes, list heads]
 };
 
-// What is chosen of the columns and diagonals that LaunchProbes left.
+// What is chosen of the columns and diagonals that LaunchProbes left, and which lists are query-aware.
 cudaError_t LaunchChooseVerticalSlash(const SelectPagesParams& p, const ShareLaunch& s,
                                       const VerticalSlashLaunch& v, cudaStream_t stream);
 cudaError_t LaunchTakeVerticalSlash(const SelectPagesParams& p, const ShareLaunch& s,
                                     const VerticalSlashLaunch& v, cudaStream_t stream);
+
+// kPooled: the lists of tiles [first_tile, +l.num_tiles), of which l has the shares.
+cudaError_t LaunchTakePooled(const SelectPagesParams& p, const PooledLaunch& l, int32_t first_tile,
+                             cudaStream_t stream);
 
 }  // namespace longstride::kernels::cuda

@@ -96,14 +96,40 @@ class ShareSelection {
     return absl::OkStatus();
   }
 
+  absl::Status Pooled() {
+    Scratch whole(context_);
+    PooledLaunch l{.heads_per_list = launch_.heads_per_list};
+    const bool scores = p_.mass < 1.0f && HasRows();
+    if (scores) {
+      ASSIGN_OR_RETURN(l.pages, PageMeansOf(whole));
+    }
+    l.shares_pitch = l.pages.max_pages;
+    slot_of_.resize(static_cast<size_t>(p_.num_tiles), -1);
+    const int64_t of_tile = scores ? list_heads_ * l.pages.max_pages : 1;
+    const auto at_once = static_cast<int32_t>(
+        std::clamp<int64_t>(kMaxPageValues / of_tile, 1, std::min(p_.num_tiles, 32768)));
+    for (int32_t t = 0; t < p_.num_tiles; t += at_once) {
+      Scratch scratch(context_);
+      const int32_t count = std::min(at_once, p_.num_tiles - t);
+      l.tiles = device_.tiles + t;
+      const std::vector<int32_t> slots(slot_of_.begin() + t, slot_of_.begin() + t + count);
+      RETURN_IF_ERROR(ShareOut(slots, scores, scratch, &l));
+      RETURN_IF_ERROR(Check(LaunchTakePooled(device_, l, t, context_.stream())));
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status VerticalSlashes() {
     const std::vector<ProbedTiles> probed = FindProbedTiles(p_);
     launch_.groups = kProbeRows;
     Scratch whole(context_);
     if (HasRows()) RETURN_IF_ERROR(ConvertQueries(whole));
+    if (HasRows() && p_.divergence > 0) {
+      ASSIGN_OR_RETURN(page_means_, PageMeansOf(whole));
+    }
     for (size_t begin = 0; begin < probed.size();) {
       std::vector<QueryTile> probes;
-      std::vector<int32_t> probe_of;
+      std::vector<int32_t> probe_of, slots;  // slots: of the probes' sequences
       int64_t pages = 0;
       size_t end = begin;
       for (; end < probed.size() && probe_of.size() < 32768; ++end) {
@@ -119,11 +145,12 @@ class ShareSelection {
           pages = most;
           probes.push_back({p_.tiles[s.begin].sequence, s.first_row, rows,
                             static_cast<int32_t>(s.last_position) - rows + 1});
+          if (p_.divergence > 0) slots.push_back(slot_of_[static_cast<size_t>(s.begin)]);
         }
         probe_of.insert(probe_of.end(), static_cast<size_t>(s.end - s.begin),
                         alone ? -1 : static_cast<int32_t>(probes.size()) - 1);
       }
-      RETURN_IF_ERROR(OfProbes(probes, probe_of, probed[begin].begin));
+      RETURN_IF_ERROR(OfProbes(probes, slots, probe_of, probed[begin].begin));
       begin = end;
     }
     return absl::OkStatus();
@@ -172,8 +199,42 @@ class ShareSelection {
     return Check(LaunchPageLogs(device_, launch_, context_.stream()));
   }
 
-  absl::Status OfProbes(const std::vector<QueryTile>& probes, const std::vector<int32_t>& probe_of,
-                        int32_t first_tile) {
+  // Also slot_of_. One of a call's tiles has rows.
+  absl::StatusOr<PageMeans> PageMeansOf(Scratch& scratch) {
+    const std::vector<PooledSequence> sequences = FindPooledSequences(p_, &slot_of_);
+    std::vector<int32_t> ids, ends;
+    PageMeans out;
+    for (const PooledSequence& s : sequences) {
+      ids.push_back(s.sequence);
+      ends.push_back(static_cast<int32_t>(s.end));
+      out.max_pages = std::max(out.max_pages, (s.end + kPageTokens - 1) / kPageTokens);
+    }
+    out.num_slots = static_cast<int32_t>(ids.size());
+    ASSIGN_OR_RETURN(out.sequences, arrays_.Copy(ids.data(), out.num_slots));
+    ASSIGN_OR_RETURN(out.ends, arrays_.Copy(ends.data(), out.num_slots));
+    const int64_t rows = out.num_slots * out.max_pages * p_.cache.num_heads;
+    ASSIGN_OR_RETURN(out.means, scratch.Take<float>(rows * p_.cache.head_dim));
+    ASSIGN_OR_RETURN(out.cosines, scratch.Take<float>(rows));
+    RETURN_IF_ERROR(Check(LaunchPageMeans(device_, out, context_.stream())));
+    return out;
+  }
+
+  // Sets the rest of *l for tiles of these slots; without `scores` no more than what names them.
+  absl::Status ShareOut(const std::vector<int32_t>& slots, bool scores, Scratch& scratch,
+                        PooledLaunch* l) {
+    l->num_tiles = static_cast<int32_t>(slots.size());
+    ASSIGN_OR_RETURN(l->slot_of, arrays_.Copy(slots.data(), l->num_tiles));
+    if (!scores) return absl::OkStatus();
+    const int64_t rows = int64_t{l->num_tiles} * heads_;
+    ASSIGN_OR_RETURN(l->means, scratch.Take<float>(rows * p_.cache.head_dim));
+    ASSIGN_OR_RETURN(l->cosines, scratch.Take<float>(rows));
+    ASSIGN_OR_RETURN(l->shares, scratch.Take<float>(int64_t{l->num_tiles} * list_heads_ *
+                                                    l->shares_pitch));
+    return Check(LaunchPooledShares(device_, *l, context_.stream()));
+  }
+
+  absl::Status OfProbes(const std::vector<QueryTile>& probes, const std::vector<int32_t>& slots,
+                        const std::vector<int32_t>& probe_of, int32_t first_tile) {
     Scratch scratch(context_);
     VerticalSlashLaunch v;
     if (!probes.empty()) {
@@ -188,6 +249,7 @@ class ShareSelection {
       }
       ASSIGN_OR_RETURN(v.heaviest, scratch.Take<float>(pages * list_heads_ * 2));
       ASSIGN_OR_RETURN(v.chosen, scratch.Take<uint8_t>(pages * list_heads_ * 2));
+      if (p_.divergence > 0) RETURN_IF_ERROR(ShareByMeans(slots, probe_of, first_tile, scratch, &v));
       RETURN_IF_ERROR(
           Check(LaunchProbes(device_, launch_, v.columns, v.diagonals, context_.stream())));
       RETURN_IF_ERROR(Check(LaunchChooseVerticalSlash(device_, launch_, v, context_.stream())));
@@ -198,12 +260,32 @@ class ShareSelection {
     return Check(LaunchTakeVerticalSlash(device_, launch_, v, context_.stream()));
   }
 
+  // What decides on query-aware lists, and makes them. The pitch of shares is that of launch_.
+  absl::Status ShareByMeans(const std::vector<int32_t>& slots, const std::vector<int32_t>& probe_of,
+                            int32_t first_tile, Scratch& scratch, VerticalSlashLaunch* v) {
+    PooledLaunch l{.pages = page_means_, .heads_per_list = launch_.heads_per_list};
+    l.shares_pitch = launch_.max_pages;
+    l.tiles = launch_.probes;
+    RETURN_IF_ERROR(ShareOut(slots, true, scratch, &l));
+    v->probe_shares = l.shares;
+    l.tiles = device_.tiles + first_tile;
+    RETURN_IF_ERROR(ShareOut({slot_of_.begin() + first_tile,
+                              slot_of_.begin() + first_tile + static_cast<int64_t>(probe_of.size())},
+                             true, scratch, &l));
+    v->tile_shares = l.shares;
+    ASSIGN_OR_RETURN(v->query_aware,
+                     scratch.Take<uint8_t>(static_cast<int64_t>(slots.size()) * list_heads_));
+    return absl::OkStatus();
+  }
+
   const SelectPagesParams& p_;
   const SelectPagesParams& device_;
   StepArrays& arrays_;
   DeviceContext& context_;
   const int32_t heads_, group_, list_heads_;
   ShareLaunch launch_;
+  PageMeans page_means_;
+  std::vector<int32_t> slot_of_;  // [num_tiles]
 };
 
 }  // namespace
@@ -211,6 +293,7 @@ class ShareSelection {
 absl::Status SelectByShares(const SelectPagesParams& p, const SelectPagesParams& device,
                             StepArrays& arrays, DeviceContext& context) {
   ShareSelection selection(p, device, arrays, context);
+  if (p.score == PageScore::kPooled) return selection.Pooled();
   return p.score == PageScore::kAntidiagonal ? selection.Antidiagonal()
                                              : selection.VerticalSlashes();
 }

@@ -1,11 +1,8 @@
 // Computes SummarizePages (op_params.h): minimum, maximum and mean of the keys of whole or begun pages.
 // A block for each head of each page, a thread for each channel; slots in ascending order, so that the
 // sum is the reference's to the bit. Bound: memory (64 rows a page). Arch: any.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/device/math.cuh"
+#include "kernels/cuda/selection/key_values.cuh"
 #include "kernels/cuda/selection/selection.h"
 
 namespace longstride::kernels::cuda {
@@ -14,24 +11,6 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kAtOnce = 63;  // keys: with the first one, a page
 static_assert(kAtOnce + 1 == kPageTokens);
-
-__device__ float KeyOf(const __half* page, int32_t slot, int32_t dim, int32_t d) {
-  return __half2float(page[static_cast<int64_t>(slot) * dim + d]);
-}
-__device__ float KeyOf(const __nv_bfloat16* page, int32_t slot, int32_t dim, int32_t d) {
-  return __bfloat162float(page[static_cast<int64_t>(slot) * dim + d]);
-}
-__device__ float KeyOf(const float* page, int32_t slot, int32_t dim, int32_t d) {
-  return page[static_cast<int64_t>(slot) * dim + d];
-}
-__device__ float KeyOf(const uint8_t* page, int32_t slot, int32_t dim, int32_t d) {  // kFp8
-  return FromE4m3(page[static_cast<int64_t>(slot) * dim + d]);
-}
-// kQ8: codes, then a scale for each slot.
-__device__ float KeyOf(const int8_t* page, int32_t slot, int32_t dim, int32_t d) {
-  const auto* scales = reinterpret_cast<const float*>(page + static_cast<int64_t>(kPageTokens) * dim);
-  return __fmul_rn(static_cast<float>(page[static_cast<int64_t>(slot) * dim + d]), scales[slot]);
-}
 
 __device__ void Put(__half* row, int32_t d, float value) { row[d] = __float2half_rn(value); }
 __device__ void Put(__nv_bfloat16* row, int32_t d, float value) {
@@ -52,14 +31,14 @@ __global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryPar
   auto* out = reinterpret_cast<Out*>(static_cast<char*>(p.cache.summaries) + at) +
               static_cast<int64_t>(blockIdx.y) * kSummaryRows * dim;
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kThreads) {
-    float min = KeyOf(keys, 0, dim, d);
+    float min = KeyValue(keys, 0, dim, d);
     float max = min, sum = min;
     for (int32_t first = 1; first < count; first += kAtOnce) {
       float batch[kAtOnce];  // on their way together
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int32_t slot = first + i < count ? first + i : count - 1;
-        batch[i] = KeyOf(keys, slot, dim, d);
+        batch[i] = KeyValue(keys, slot, dim, d);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {

@@ -156,7 +156,8 @@ __global__ void __launch_bounds__(kListThreads) ChooseKernel(const TakeParams a)
   int32_t count = blockIdx.x == 0 ? a.p.vertical_pages : a.p.slash_pages;
   if (a.p.mass >= 1.0f) {
     count = pages;
-  } else if (a.p.mass > 0.0f) {
+  } else if (a.p.mass > 0.0f && !(a.v.query_aware != nullptr &&
+                                  a.v.query_aware[blockIdx.z * gridDim.y + blockIdx.y] != 0)) {
     const float* weights = a.v.weights + at * (a.s.max_pages * kPageTokens);
     const int32_t size = probe.first_position + probe.num_rows;
     float mine = 0.0f;
@@ -219,7 +220,136 @@ __global__ void __launch_bounds__(kListThreads) TakeVerticalSlashKernel(const Ta
     }
     return false;
   };
-  Pad(WriteTaken(0, pages, take, out, s), pages, out);
+  if (a.v.query_aware == nullptr || a.v.query_aware[probe * gridDim.y + list_head] == 0) {
+    Pad(WriteTaken(0, pages, take, out, s), pages, out);
+    return;
+  }
+  // And the best by the tile's own means. What is taken has the key 0 from here on.
+  float* shares = a.v.tile_shares +
+                  (static_cast<int64_t>(blockIdx.x) * gridDim.y + list_head) * a.s.max_pages;
+  auto* keys = reinterpret_cast<uint32_t*>(shares);
+  uint32_t mine = 0;
+  for (int32_t page = static_cast<int32_t>(threadIdx.x); page < pages; page += kListThreads) {
+    const uint32_t share = UnitsOf(shares[page], 1.0f);
+    const bool taken = take(page);
+    if (taken) mine += share;
+    keys[page] = taken ? 0 : share + 1;
+  }
+  uint32_t sum;
+  BlockScan(mine, s, &sum);
+  const auto wanted = static_cast<uint32_t>(ceil(static_cast<double>(a.p.mass) * kShareUnits));
+  Largest largest = {kAllLanes, 0, 0};
+  const auto key_at = [keys](int32_t page) { return keys[page]; };
+  if (a.p.mass >= 1.0f) {
+    largest = {0, kAllLanes, 0};
+  } else if (sum < wanted) {
+    largest = FindLargest<true>(0, pages, key_at, wanted - sum, s);
+  }
+  uint32_t equals = 0;
+  int32_t written = 0;
+  for (int32_t base = 0; base < pages; base += kListThreads) {
+    const int32_t page = base + static_cast<int32_t>(threadIdx.x);
+    const uint32_t key = page < pages ? keys[page] : 0;
+    const bool equal = page < pages && key == largest.key && key != 0;
+    uint32_t total;
+    const uint32_t rank = equals + BlockScan(equal ? 1 : 0, s, &total);
+    equals += total;
+    const bool best = key > largest.key || (equal && rank < largest.equals);
+    const bool taken = page < pages && (key == 0 || best);
+    const uint32_t at = BlockScan(taken ? 1 : 0, s, &total);
+    if (taken) out[written + static_cast<int32_t>(at)] = page;
+    written += static_cast<int32_t>(total);
+  }
+  Pad(written, pages, out);
+}
+
+// Block (list head, probe).
+__global__ void __launch_bounds__(kListThreads) FindQueryAwareKernel(const TakeParams a) {
+  const QueryTile probe = a.s.probes[blockIdx.y];
+  const int32_t pages = Candidates(probe), thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t size = probe.first_position + probe.num_rows;
+  const int64_t list = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  const float* columns = a.v.weights + list * 2 * a.s.max_pages * kPageTokens;
+  const float* shares = a.v.probe_shares + list * a.s.max_pages;
+  float mine = 0.0f;
+  for (int32_t i = thread; i < size; i += kListThreads) mine += columns[i];
+  const float total = BlockSum(mine);
+  float divergence = 0.0f;
+  for (int32_t page = thread; page < pages; page += kListThreads) {
+    float column = 0.0f;
+    for (int32_t i = page * kPageTokens; i < min(size, (page + 1) * kPageTokens); ++i) {
+      column += columns[i];
+    }
+    column /= total;
+    const float share = shares[page], middle = 0.5f * (column + share);
+    if (column > 0.0f) divergence += 0.5f * column * logf(column / middle);
+    if (share > 0.0f) divergence += 0.5f * share * logf(share / middle);
+  }
+  divergence = BlockSum(divergence);
+  const float distance = divergence > 0.0f ? sqrtf(divergence) : divergence;
+  if (thread == 0) a.v.query_aware[list] = distance < a.p.divergence ? 1 : 0;
+}
+
+struct PooledParams {
+  SelectPagesParams p;
+  PooledLaunch l;
+  int32_t first_tile;
+};
+
+// Block (tile, list head).
+__global__ void __launch_bounds__(kListThreads) TakePooledKernel(const PooledParams a) {
+  __shared__ ListShared s;
+  const auto list_head = static_cast<int32_t>(blockIdx.y);
+  const int32_t tile_index = a.first_tile + static_cast<int32_t>(blockIdx.x);
+  const QueryTile tile = a.p.tiles[tile_index];
+  const int32_t pages = Candidates(tile), thread = static_cast<int32_t>(threadIdx.x);
+  if (a.p.counts[tile_index] == 0) return;
+  int32_t* out =
+      a.p.entries + a.p.list_begin[static_cast<int64_t>(list_head) * a.p.num_tiles + tile_index];
+  const int32_t slot = a.l.slot_of[blockIdx.x];
+  bool whole = slot < 0 || a.p.mass >= 1.0f;
+  const auto heads = static_cast<int32_t>(a.p.q.shape[1]);
+  const int32_t first_head = list_head * a.l.heads_per_list;
+  for (int32_t h = 0; !whole && h < a.l.heads_per_list; ++h) {
+    const int64_t at = static_cast<int64_t>(blockIdx.x) * heads + first_head + h;
+    whole = !(a.l.cosines[at] > a.p.similarity);
+  }
+  if (whole) return TakeAll(pages, out);
+  const int32_t kv_head = first_head / (heads / a.p.cache.num_heads);
+  const auto alike = [&](int32_t page) {
+    const int64_t at = (slot * a.l.pages.max_pages + page) * a.p.cache.num_heads + kv_head;
+    return a.l.pages.cosines[at] > a.p.similarity;
+  };
+  float* shares = a.l.shares +
+                  (static_cast<int64_t>(blockIdx.x) * gridDim.y + list_head) * a.l.shares_pitch;
+  auto* keys = reinterpret_cast<uint32_t*>(shares);
+  for (int32_t page = thread; page < pages; page += kListThreads) {
+    keys[page] = alike(page) ? UnitsOf(shares[page], 1.0f) + 1 : 0;
+  }
+  __syncthreads();
+  const auto key_at = [keys](int32_t page) { return keys[page]; };
+  // The fewest that exceed the mass, less the last of them.
+  const auto most = static_cast<uint32_t>(floor(static_cast<double>(a.p.mass) * kShareUnits));
+  Largest largest = FindLargest<true>(0, pages, key_at, most + 1, s);
+  if (largest.key != 0 && largest.equals + largest.above > 1) --largest.equals;
+  const int32_t tail = TailBegin(tile, a.p.recent_pages);
+  uint32_t equals = 0;
+  int32_t written = 0;
+  for (int32_t base = 0; base < pages; base += kListThreads) {
+    const int32_t page = base + thread;
+    const uint32_t key = page < pages ? keys[page] : 0;
+    const bool equal = page < pages && key == largest.key && key != 0;
+    uint32_t total;
+    const uint32_t rank = equals + BlockScan(equal ? 1 : 0, s, &total);
+    equals += total;
+    const bool best = key > largest.key || (equal && rank < largest.equals);
+    const bool taken =
+        page < pages && (best || key == 0 || page < a.p.sink_pages || page >= tail);
+    const uint32_t at = BlockScan(taken ? 1 : 0, s, &total);
+    if (taken) out[written + static_cast<int32_t>(at)] = page;
+    written += static_cast<int32_t>(total);
+  }
+  Pad(written, pages, out);
 }
 
 TakeParams MakeParams(const SelectPagesParams& p, const ShareLaunch& s,
@@ -247,6 +377,18 @@ cudaError_t LaunchTakeByShares(const SelectPagesParams& p, const ShareLaunch& s,
   return cudaGetLastError();
 }
 
+cudaError_t LaunchTakePooled(const SelectPagesParams& p, const PooledLaunch& l, int32_t first_tile,
+                             cudaStream_t stream) {
+  PooledParams a = {};
+  a.p = p;
+  a.l = l;
+  a.first_tile = first_tile;
+  const dim3 blocks(static_cast<unsigned>(l.num_tiles),
+                    static_cast<unsigned>(p.q.shape[1] / l.heads_per_list));
+  TakePooledKernel<<<blocks, kListThreads, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
 cudaError_t LaunchChooseVerticalSlash(const SelectPagesParams& p, const ShareLaunch& s,
                                       const VerticalSlashLaunch& v, cudaStream_t stream) {
   if (s.num_probes == 0) return cudaSuccess;
@@ -254,7 +396,11 @@ cudaError_t LaunchChooseVerticalSlash(const SelectPagesParams& p, const ShareLau
   const unsigned lists = ListHeadsOf(p, s), probes = static_cast<unsigned>(s.num_probes);
   const auto runs = static_cast<unsigned>((s.max_pages + kRunsOfBlock - 1) / kRunsOfBlock);
   SumHeadsKernel<<<dim3(runs, lists, probes), kRunsOfBlock * kPageTokens, 0, stream>>>(a);
-  const cudaError_t error = cudaGetLastError();
+  cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess && v.query_aware != nullptr) {
+    FindQueryAwareKernel<<<dim3(lists, probes), kListThreads, 0, stream>>>(a);
+    error = cudaGetLastError();
+  }
   if (error != cudaSuccess) return error;
   ChooseKernel<<<dim3(2, lists, probes), kListThreads, 0, stream>>>(a);
   return cudaGetLastError();

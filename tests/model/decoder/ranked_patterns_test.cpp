@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <tuple>
 
@@ -34,6 +35,8 @@ struct Naive {
   double mass = 0;
   int64_t stride = 0;
   int64_t segment = 0, vertical = 0, slash = 0;
+  double tau = 0;  // with a segment: query-aware lists
+  std::optional<double> similarity;  // shares by means
 
   bool by_shares() const { return mass > 0 || segment > 0; }
 };
@@ -82,6 +85,18 @@ std::vector<Case> Cases() {
               R"("pattern": "vertical_slash", "gamma": 0.3, "segment": 256, "sink_pages": 0,
                  "per_query_head": false)",
               {.dense_prompt = false, .mass = 0.3, .segment = 256}),
+      Uniform("vertical_slash_tau",
+              R"("pattern": "vertical_slash", "gamma": 0.4, "tau": 0.16, "segment": 128)",
+              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.4,
+               .segment = 128, .tau = 0.16}),
+      Uniform("spargeattn",
+              R"("pattern": "spargeattn", "threshold": 0.5, "similarity": 0.02)",
+              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.5,
+               .similarity = 0.02}),
+      Uniform("spargeattn_kv_heads",
+              R"("pattern": "spargeattn", "threshold": 0.7, "similarity": -1, "sink_pages": 0,
+                 "per_query_head": false)",
+              {.dense_prompt = false, .mass = 0.7, .similarity = -1.0}),
   };
   // Layer 0 dense; from layer 1 on: heads 0 and 1 (one KV head) quest, head 2 block_topk alone, head
   // 3 dense.
@@ -136,7 +151,9 @@ class NaiveMask {
             pages_[{layer, h, i}] = pages_[{layer, h, begin}];
           } else {
             pages_[{layer, h, i}] =
-                rule->segment > 0
+                rule->similarity
+                    ? ChooseByMeans(*rule, layer, h, begin, end, queries, keys)
+                : rule->segment > 0
                     ? ChooseVerticalSlash(*rule, layer, h, begin, end, queries, keys)
                     : ChooseByMass(*rule, layer, h, begin, end, queries, keys);
           }
@@ -155,6 +172,7 @@ class NaiveMask {
 
   // The smallest distance between a page that was taken for its score and one that was not.
   double margin() const { return margin_; }
+  int64_t aware_lists = 0, slash_lists = 0;  // of vertical_slash with a tau
 
  private:
   std::set<int64_t> Choose(const Naive& rule, int32_t layer, int32_t head, int64_t begin,
@@ -224,20 +242,171 @@ class NaiveMask {
       }
     }
     const int64_t last = (end - 1) / kPage;
-    std::set<int64_t> chosen = HeaviestRuns(columns, rule.vertical, rule.mass);
+    double mass = rule.mass;
+    bool aware = false;
+    if (rule.tau > 0) {
+      const std::vector<double> means =
+          SharesByMeans(rule, layer, head, std::max(first, segment_end - 64), segment_end, queries,
+                        keys);
+      const double total = std::accumulate(columns.begin(), columns.end(), 0.0);
+      double divergence = 0;
+      for (size_t page = 0; page < means.size(); ++page) {
+        double column = 0;
+        for (size_t j = page * kPage; j < std::min(columns.size(), (page + 1) * kPage); ++j) {
+          column += columns[j] / total;
+        }
+        const double middle = (column + means[page]) / 2;
+        divergence += column / 2 * std::log(column / middle);
+        divergence += means[page] / 2 * std::log(means[page] / middle);
+      }
+      margin_ = std::min(margin_, std::abs(std::sqrt(divergence) - rule.tau));
+      aware = std::sqrt(divergence) < rule.tau;
+      if (aware) mass = 0;
+      ++(aware ? aware_lists : slash_lists);
+    }
+    std::set<int64_t> chosen = HeaviestRuns(columns, rule.vertical, mass);
     std::erase_if(chosen, [&](int64_t page) { return page > last; });
     for (int64_t page = 0; page <= last; ++page) {
       if (page < rule.sinks || page >= std::min(begin / kPage, last - rule.recent + 1)) {
         chosen.insert(page);
       }
     }
-    for (const int64_t run : HeaviestRuns(diagonals, rule.slash, rule.mass)) {
+    for (const int64_t run : HeaviestRuns(diagonals, rule.slash, mass)) {
       for (int64_t i = begin; i < end; ++i) {
         for (const int64_t j : {i - run * 64, i - run * 64 - 63}) {
           if (j >= 0) chosen.insert(j / kPage);
         }
       }
       if (end - 1 - run * 64 >= 0 && begin - run * 64 - 63 < 0) chosen.insert(0);
+    }
+    if (!aware) return chosen;
+    return FillUp(rule.mass, SharesByMeans(rule, layer, head, begin, end, queries, keys),
+                  std::move(chosen));
+  }
+
+  // The best pages beside `chosen` until all that is chosen holds the mass.
+  std::set<int64_t> FillUp(double mass, const std::vector<double>& shares, std::set<int64_t> chosen) {
+    std::vector<std::pair<double, int64_t>> others;
+    double kept = 0;
+    for (size_t page = 0; page < shares.size(); ++page) {
+      const auto id = static_cast<int64_t>(page);
+      if (chosen.contains(id)) {
+        kept += shares[page];
+      } else {
+        others.emplace_back(-shares[page], id);
+      }
+    }
+    std::sort(others.begin(), others.end());
+    for (size_t n = 0; n < others.size(); ++n) {
+      margin_ = std::min(margin_, std::abs(kept - mass));
+      if (kept >= mass) {
+        if (n > 0) margin_ = std::min(margin_, others[n].first - others[n - 1].first);
+        break;
+      }
+      kept -= others[n].first;
+      chosen.insert(others[n].second);
+    }
+    return chosen;
+  }
+
+  static double MeanCosine(const std::vector<std::vector<double>>& vectors) {
+    double sum = 0;
+    for (const auto& a : vectors) {
+      for (const auto& b : vectors) {
+        sum += std::inner_product(a.begin(), a.end(), b.begin(), 0.0) /
+               std::sqrt(std::inner_product(a.begin(), a.end(), a.begin(), 0.0) *
+                         std::inner_product(b.begin(), b.end(), b.begin(), 0.0));
+      }
+    }
+    return sum / static_cast<double>(vectors.size() * vectors.size());
+  }
+
+  // Part of rows [begin, end): one head's channels.
+  static std::vector<std::vector<double>> Vectors(const Rows& rows, int64_t begin, int64_t end,
+                                                  int32_t head, int32_t dim) {
+    std::vector<std::vector<double>> out;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto first = rows[static_cast<size_t>(i)].begin() + head * dim;
+      out.emplace_back(first, first + dim);
+    }
+    return out;
+  }
+
+  // The softmax of products of mean queries and pages' mean keys, over pages whose keys are alike; the
+  // mean over the heads of a list.
+  std::vector<double> SharesByMeans(const Naive& rule, int32_t layer, int32_t head, int64_t begin,
+                                    int64_t end, const Rows& queries, const Rows& keys,
+                                    std::vector<bool>* alike = nullptr, bool* rows_alike = nullptr) {
+    const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
+    const int32_t group = a.num_heads / a.num_kv_heads;
+    const auto pages = static_cast<size_t>((end - 1) / kPage + 1);
+    std::vector<double> shares(pages, 0.0);
+    int32_t heads = 0;
+    for (int32_t h = 0; h < a.num_heads; ++h) {
+      if (rule.per_query_head ? h != head : h / group != head / group) continue;
+      ++heads;
+      const auto rows = Vectors(queries, begin, end, h, a.head_dim);
+      std::vector<double> weights;
+      for (size_t page = 0; page < pages; ++page) {
+        const auto first = static_cast<int64_t>(page) * kPage;
+        const auto page_keys = Vectors(keys, first, std::min(end, first + kPage), h / group, a.head_dim);
+        bool counts = true;
+        if (rule.similarity) {
+          const double cosine = MeanCosine(page_keys);
+          margin_ = std::min(margin_, std::abs(cosine - *rule.similarity));
+          counts = cosine > *rule.similarity;
+          (*alike)[page] = counts;
+        }
+        double score = 0;
+        for (int32_t d = 0; d < a.head_dim; ++d) {
+          double q = 0, k = 0;
+          for (const auto& row : rows) q += row[static_cast<size_t>(d)] / static_cast<double>(rows.size());
+          for (const auto& key : page_keys) {
+            k += key[static_cast<size_t>(d)] / static_cast<double>(page_keys.size());
+          }
+          score += q * k;
+        }
+        weights.push_back(counts ? std::exp(score * a.scale) : 0.0);
+      }
+      if (rule.similarity) {
+        const double cosine = MeanCosine(rows);
+        margin_ = std::min(margin_, std::abs(cosine - *rule.similarity));
+        if (cosine <= *rule.similarity) *rows_alike = false;
+      }
+      const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+      for (size_t page = 0; page < pages && total > 0; ++page) shares[page] += weights[page] / total;
+    }
+    for (double& share : shares) share /= heads;
+    return shares;
+  }
+
+  // SpargeAttn's block map.
+  std::set<int64_t> ChooseByMeans(const Naive& rule, int32_t layer, int32_t head, int64_t begin,
+                                  int64_t end, const Rows& queries, const Rows& keys) {
+    const int64_t last = (end - 1) / kPage;
+    std::vector<bool> alike(static_cast<size_t>(last + 1), true);
+    bool rows_alike = true;
+    const std::vector<double> shares =
+        SharesByMeans(rule, layer, head, begin, end, queries, keys, &alike, &rows_alike);
+    std::set<int64_t> chosen;
+    std::vector<std::pair<double, int64_t>> ranked;
+    for (int64_t page = 0; page <= last; ++page) {
+      const auto at = static_cast<size_t>(page);
+      const bool forced =
+          page < rule.sinks || page >= std::min(begin / kPage, last - rule.recent + 1);
+      if (!rows_alike || !alike[at] || forced) chosen.insert(page);
+      if (alike[at]) ranked.emplace_back(-shares[at], page);
+    }
+    std::sort(ranked.begin(), ranked.end());
+    double sum = 0;
+    for (size_t n = 0; n < ranked.size(); ++n) {
+      sum -= ranked[n].first;
+      if (n > 0 && rows_alike) margin_ = std::min(margin_, std::abs(sum - rule.mass));
+      if (n > 0 && sum > rule.mass) {
+        if (rows_alike) margin_ = std::min(margin_, ranked[n].first - ranked[n - 1].first);
+        break;
+      }
+      chosen.insert(ranked[n].second);
     }
     return chosen;
   }
@@ -302,28 +471,13 @@ class NaiveMask {
     }
     const double total = std::accumulate(shares.begin(), shares.end(), 0.0);
     std::set<int64_t> chosen;
-    std::vector<std::pair<double, int64_t>> others;
-    double kept = 0;
     for (int64_t page = 0; page <= last; ++page) {
-      const double share = shares[static_cast<size_t>(page)] / total;
+      shares[static_cast<size_t>(page)] /= total;
       if (page < rule.sinks || page >= std::min(begin / kPage, last - rule.recent + 1)) {
         chosen.insert(page);
-        kept += share;
-      } else {
-        others.emplace_back(-share, page);
       }
     }
-    std::sort(others.begin(), others.end());
-    for (size_t n = 0; n < others.size(); ++n) {
-      margin_ = std::min(margin_, std::abs(kept - rule.mass));
-      if (kept >= rule.mass) {
-        if (n > 0) margin_ = std::min(margin_, others[n].first - others[n - 1].first);
-        break;
-      }
-      kept -= others[n].first;
-      chosen.insert(others[n].second);
-    }
-    return chosen;
+    return FillUp(rule.mass, shares, std::move(chosen));
   }
 
   static double Score(const Naive& rule, const AttentionSpec& a, int32_t head, int64_t page,
@@ -558,6 +712,8 @@ TEST(RankedPatterns, AFullBudgetIsDense) {
     EXPECT_EQ(FirstDifference(topk, dense), -1);
     for (const char* rule : {R"("pattern": "xattention", "threshold": 1)",
                              R"("pattern": "vertical_slash", "gamma": 1, "segment": 128)",
+                             R"("pattern": "vertical_slash", "gamma": 1, "tau": 1, "segment": 128)",
+                             R"("pattern": "spargeattn", "threshold": 1)",
                              R"("pattern": "vertical_slash", "vertical_tokens": 512,
                                 "slash_tokens": 0, "segment": 256)"}) {
       const FloatRows all = run(StrCat(R"({"default": {)", rule, "}}"));

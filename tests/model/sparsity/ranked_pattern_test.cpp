@@ -134,6 +134,11 @@ TEST(RankedPattern, APlanDeclaresWhatItsPatternsNeed) {
   EXPECT_FALSE(xattention->one_numerics_class);
   EXPECT_FALSE(xattention->groups[0].summaries);
   EXPECT_TRUE(xattention->groups[0].retention.keeps_all());
+  const auto sparge = Resolve(R"("pattern": "spargeattn", "threshold": 0.98)");
+  ASSERT_TRUE(sparge.ok()) << sparge.status();
+  EXPECT_EQ(sparge->chunk_alignment, 128);
+  EXPECT_FALSE(sparge->one_numerics_class);
+  EXPECT_FALSE(sparge->groups[0].summaries);
   const auto slashes = Resolve(R"("pattern": "vertical_slash", "gamma": 0.9)");
   ASSERT_TRUE(slashes.ok()) << slashes.status();
   EXPECT_EQ(slashes->chunk_alignment, 256);
@@ -170,6 +175,16 @@ TEST(RankedPattern, TheDigestCoversEveryParameter) {
          "segment": 128)",
       R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048, "gamma": 0.9)",
       R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048, "gamma": 0.8)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048, "gamma": 0.8,
+         "tau": 0.1)",
+      R"("pattern": "vertical_slash", "vertical_tokens": 1024, "slash_tokens": 2048, "gamma": 0.8,
+         "tau": 0.2)",
+      R"("pattern": "spargeattn", "threshold": 0.9)",
+      R"("pattern": "spargeattn", "threshold": 0.98)",
+      R"("pattern": "spargeattn", "threshold": 0.9, "similarity": 0.5)",
+      R"("pattern": "spargeattn", "threshold": 0.9, "sink_pages": 0)",
+      R"("pattern": "spargeattn", "threshold": 0.9, "recent_pages": 2)",
+      R"("pattern": "spargeattn", "threshold": 0.9, "per_query_head": false)",
   };
   for (const std::string& rule : rules) {
     const auto plan = Resolve(rule);
@@ -211,6 +226,17 @@ TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
               HasSubstr("are both 0"));
   EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "gamma": 0.9, "segment": 384)"),
               HasSubstr("'segment' is 384; allowed are powers of two from 128 to 65536."));
+  EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "vertical_tokens": 64, "slash_tokens": 64,
+                         "tau": 0.1)"),
+              HasSubstr("layers[0]: 'tau' chooses between two ways to reach 'gamma'"));
+  EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "gamma": 0.9, "tau": 2)"),
+              HasSubstr("'tau' is 2; allowed are 0.001 to 1"));
+  EXPECT_THAT(Refusal(R"("pattern": "spargeattn")"),
+              HasSubstr("layers[0]: pattern 'spargeattn' needs 'threshold', a number from 0.01 to 1"));
+  EXPECT_THAT(Refusal(R"("pattern": "spargeattn", "threshold": 0.9, "similarity": 1.5)"),
+              HasSubstr("'similarity' is 1.5; allowed are -1 to 1"));
+  EXPECT_THAT(Refusal(R"("pattern": "spargeattn", "threshold": 0.9, "similarty": 0.5)"),
+              HasSubstr("Did you mean 'similarity'?"));
   EXPECT_THAT(Refusal(R"("layers": "3-4", "pattern": "quest", "budget_tokens": 128)"),
               HasSubstr("layers[0]: names layer 4; the model has layers 0 to 3"));
 }
