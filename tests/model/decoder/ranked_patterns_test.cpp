@@ -571,6 +571,10 @@ TEST_P(RankedPatternTest, MatchesTheNaiveMask) {
     if (mask->margin() > kLeastMargin) break;
   }
   ASSERT_GT(mask->margin(), kLeastMargin);
+  if (const Naive* rule = GetParam().rule(1, 0); rule != nullptr && rule->tau > 0) {
+    EXPECT_GT(mask->aware_lists, 0);
+    EXPECT_GT(mask->slash_lists, 0);
+  }
   for (const BackendKind kind : Backends()) {
     PagedRunner runner(&model_.spec, GetParam().plan, kind);
     const FloatRows got =
