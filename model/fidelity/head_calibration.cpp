@@ -37,10 +37,10 @@ struct Head {
 absl::StatusOr<std::vector<CalibrationText>> MakeCalibrationTexts(
     const Tokenizer& tokenizer, const std::vector<Document>& documents,
     const CalibrationTextOptions& options) {
-  ASSIGN_OR_RETURN(WindowSet set,
-                   CutWindows(tokenizer, documents,
-                              {.window_tokens = options.tokens,
-                               .max_tokens = int64_t{options.tokens} * std::max(2, options.pairs)}));
+  ASSIGN_OR_RETURN(WindowSet set, CutWindows(tokenizer, documents,
+                                             {.window_tokens = options.tokens,
+                                              .max_tokens = int64_t{options.tokens} *
+                                                            std::max(2, options.pairs)}));
   std::vector<CalibrationText> texts;
   for (int32_t n = 0; n < options.pairs; ++n) {
     const TaskKind kind = kRetrieval[static_cast<size_t>(n) % std::size(kRetrieval)];
@@ -54,8 +54,8 @@ absl::StatusOr<std::vector<CalibrationText>> MakeCalibrationTexts(
     texts.push_back(std::move(text));
     // Short data gives fewer windows; then they serve again.
     TextWindow& window = set.windows[static_cast<size_t>(n) % set.windows.size()];
-    texts.push_back({.tokens = window.tokens,
-                     .scored = std::min(kScoredTokens, options.tokens / 2)});
+    texts.push_back(
+        {.tokens = window.tokens, .scored = std::min(kScoredTokens, options.tokens / 2)});
   }
   return texts;
 }
@@ -70,13 +70,16 @@ absl::StatusOr<std::vector<std::vector<double>>> ScoreHeads(Model* model,
     const AttentionSpec& attention = spec.layers[l].attention;
     if (KindOf(attention, model->max_context()) != NativeKind::kFull) continue;
     scores[l].assign(static_cast<size_t>(attention.num_kv_heads), 0.0);
-    for (int32_t h = 0; h < attention.num_kv_heads; ++h) heads.push_back({static_cast<int32_t>(l), h});
+    for (int32_t h = 0; h < attention.num_kv_heads; ++h)
+      heads.push_back({static_cast<int32_t>(l), h});
   }
   if (heads.empty()) {
     return absl::InvalidArgumentError(
-        "every layer of the checkpoint limits what it reads by itself; there is no head to choose.");
+        "every layer of the checkpoint limits what it reads by itself; there is no head to "
+        "choose.");
   }
-  const auto make_lane = [&](const SparsityPolicy& policy) -> absl::StatusOr<std::unique_ptr<Lane>> {
+  const auto make_lane =
+      [&](const SparsityPolicy& policy) -> absl::StatusOr<std::unique_ptr<Lane>> {
     ASSIGN_OR_RETURN(SparsityPlan plan, SparsityPlan::Resolve(policy, spec, options.lane.kv_dtype,
                                                               model->max_context()));
     return Lane::Create(model, std::move(plan), options.lane);

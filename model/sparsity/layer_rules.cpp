@@ -43,7 +43,8 @@ absl::Status CheckShape(const LayerRule& rule, const std::vector<std::vector<T>>
   }
   for (const int32_t l : layers) {
     if (!rows[static_cast<size_t>(l)].empty()) continue;
-    return TableError(rule, StrCat("says nothing of layer ", l, ", which the rule covers; name the "
+    return TableError(rule, StrCat("says nothing of layer ", l,
+                                   ", which the rule covers; name the "
                                    "layers it knows by 'layers'."));
   }
   return absl::OkStatus();
@@ -78,8 +79,8 @@ absl::Status ExpandRule(const LayerRule& rule, const ModelSpec& spec, int32_t ma
   const HeadTable& table = *rule.table;
   RETURN_IF_ERROR(CheckLayers(rule, spec));
   if (table.model != spec.digest) {
-    return TableError(rule, StrCat("was made for the checkpoint with the digest ", Quoted(table.model),
-                                   ", and this one has ", Quoted(spec.digest),
+    return TableError(rule, StrCat("was made for the checkpoint with the digest ",
+                                   Quoted(table.model), ", and this one has ", Quoted(spec.digest),
                                    "; make a table for it with `longstride calibrate-heads`."));
   }
   std::vector<int32_t> layers;

@@ -17,9 +17,9 @@ bool Covers(const LayerRule& rule, const ModelSpec& spec, int32_t layer, int32_t
 // INVALID_ARGUMENT: the rule names layers that do not exist.
 absl::Status CheckLayers(const LayerRule& rule, const ModelSpec& spec);
 
-// The policy with every rule that has a head table replaced by rules for the layers it covers, one per
-// pattern. INVALID_ARGUMENT: the table was made for another checkpoint, has another shape, or says
-// nothing of a layer that the rule covers.
+// The policy with every rule that has a head table replaced by rules for the layers it covers, one
+// per pattern. INVALID_ARGUMENT: the table was made for another checkpoint, has another shape, or
+// says nothing of a layer that the rule covers.
 absl::StatusOr<SparsityPolicy> ExpandHeadTables(const SparsityPolicy& policy, const ModelSpec& spec,
                                                 int32_t max_context);
 

@@ -1,5 +1,6 @@
-// The patterns whose prompts choose by shares of attention (kernels::PageScore without summaries): how
-// many pages a list takes follows from the text, and generated tokens read everything before them.
+// The patterns whose prompts choose by shares of attention (kernels::PageScore without summaries):
+// how many pages a list takes follows from the text, and generated tokens read everything before
+// them.
 #pragma once
 
 #include <string>

@@ -40,7 +40,8 @@ absl::StatusOr<Question> ReadQuestion(const Invocation& invocation) {
   Question question;
   ASSIGN_OR_RETURN(question.window, invocation.Int("--window", 256, 1, kMaxTokens));
   ASSIGN_OR_RETURN(question.sink_tokens, invocation.Int("--sink-tokens", 64, 0, kMaxTokens));
-  ASSIGN_OR_RETURN(const int64_t tokens, invocation.Int("--text-tokens", 2048, kLeastText, kMaxTokens));
+  ASSIGN_OR_RETURN(const int64_t tokens,
+                   invocation.Int("--text-tokens", 2048, kLeastText, kMaxTokens));
   ASSIGN_OR_RETURN(const int64_t pairs, invocation.Int("--texts", 4, 1, 1000));
   ASSIGN_OR_RETURN(const int64_t seed, invocation.Int("--seed", 1, 0, int64_t{1} << 40));
   if (question.window + question.sink_tokens >= tokens) {
@@ -63,9 +64,9 @@ std::string TableJson(const model::Model& model, const Question& question, const
   table["name"] = model.name();
   table["model"] = model.spec().digest;
   table["measured"] =
-      StrCat("KL divergence in nats where this head alone streams, mean over ", question.texts.pairs,
-             " retrieval prompts and as many windows of ", names, "; texts of ",
-             question.texts.tokens, " tokens, seed ", question.texts.seed);
+      StrCat("KL divergence in nats where this head alone streams, mean over ",
+             question.texts.pairs, " retrieval prompts and as many windows of ", names,
+             "; texts of ", question.texts.tokens, " tokens, seed ", question.texts.seed);
   table["patterns"] = {{"full", {{"pattern", "native"}}},
                        {"streaming",
                         {{"pattern", "window"},
@@ -94,9 +95,9 @@ std::string Summary(const Scores& scores, const Question& question) {
     }
   }
   std::sort(heads.rbegin(), heads.rend());
-  std::string out = absl::StrFormat(
-      "%d KV heads, each by itself with a window of %d and %d sinks; KL in nats\n", heads.size(),
-      question.window, question.sink_tokens);
+  std::string out =
+      absl::StrFormat("%d KV heads, each by itself with a window of %d and %d sinks; KL in nats\n",
+                      heads.size(), question.window, question.sink_tokens);
   for (size_t n = 0; n < heads.size() && n < kRowsOnTerminal; ++n) {
     absl::StrAppendFormat(&out, "  %-9.3g %s\n", heads[n].first, heads[n].second);
   }
@@ -154,20 +155,21 @@ absl::StatusOr<int> CalibrateHeads(const Invocation& invocation) {
 }  // namespace
 
 Command CalibrateHeadsCommand() {
-  return {.name = "calibrate-heads",
-          .arguments = "MODEL --data FILE [FILE...] --out TABLE",
-          .summary = "measures which heads need all of the context, and writes a head table",
-          .flags = {{"--data", "FILE", "Text to measure on; further files may follow."},
-                    {"--out", "TABLE", "The head table to write (JSON; docs/sparsity.md)."},
-                    {"--window", "N", "Last keys that a streaming head reads (default: 256)."},
-                    {"--sink-tokens", "N", "First keys that it reads (default: 64)."},
-                    {"--text-tokens", "N", "Length of a text (default: 2048)."},
-                    {"--texts", "N",
-                     "Retrieval prompts, and windows of the data, to measure on (default: 4 each)."},
-                    {"--seed", "N", "Of the retrieval prompts (default: 1)."}},
-          .first_is_model = true,
-          .max_plain = kMaxDataFiles,
-          .run = &CalibrateHeads};
+  return {
+      .name = "calibrate-heads",
+      .arguments = "MODEL --data FILE [FILE...] --out TABLE",
+      .summary = "measures which heads need all of the context, and writes a head table",
+      .flags = {{"--data", "FILE", "Text to measure on; further files may follow."},
+                {"--out", "TABLE", "The head table to write (JSON; docs/sparsity.md)."},
+                {"--window", "N", "Last keys that a streaming head reads (default: 256)."},
+                {"--sink-tokens", "N", "First keys that it reads (default: 64)."},
+                {"--text-tokens", "N", "Length of a text (default: 2048)."},
+                {"--texts", "N",
+                 "Retrieval prompts, and windows of the data, to measure on (default: 4 each)."},
+                {"--seed", "N", "Of the retrieval prompts (default: 1)."}},
+      .first_is_model = true,
+      .max_plain = kMaxDataFiles,
+      .run = &CalibrateHeads};
 }
 
 }  // namespace longstride::cli

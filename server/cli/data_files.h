@@ -14,7 +14,8 @@ constexpr int kMaxDataFiles = 256;
 // The file's name without its folder, as reports show it.
 std::string BaseName(const std::string& path);
 
-// The files of --data FILE [FILE...]. INVALID_ARGUMENT: none, or one that is empty or cannot be read.
+// The files of --data FILE [FILE...]. INVALID_ARGUMENT: none, or one that is empty or cannot be
+// read.
 absl::StatusOr<std::vector<model::fidelity::Document>> ReadData(const Invocation& invocation);
 
 absl::Status WriteFile(const std::string& path, const std::string& text);

@@ -1,6 +1,7 @@
-// Means of rows of queries and of pages of keys, with the mean cosine of all their pairs, and the shares of
-// attention that they give (pooled_means.h). A warp adds up a vector, its lanes over the channels; warps
-// and then lanes are summed in one order. Bound: the keys' bytes, once a call. Arch: any.
+// Means of rows of queries and of pages of keys, with the mean cosine of all their pairs, and the
+// shares of attention that they give (pooled_means.h). A warp adds up a vector, its lanes over the
+// channels; warps and then lanes are summed in one order. Bound: the keys' bytes, once a call.
+// Arch: any.
 #include "kernels/cuda/device/math.cuh"
 #include "kernels/cuda/selection/key_values.cuh"
 #include "kernels/cuda/selection/pooled_means.h"
@@ -34,9 +35,11 @@ __device__ __forceinline__ float BlockReduce(float x, bool maximum, float* warps
   return all;
 }
 
-// The mean of `count` vectors and the mean cosine of their pairs; value_at(i, d) is vector i's channel d.
+// The mean of `count` vectors and the mean cosine of their pairs; value_at(i, d) is vector i's
+// channel d.
 template <typename ValueAt>
-__device__ void Pool(int32_t count, int32_t dim, const ValueAt& value_at, float* mean, float* cosine) {
+__device__ void Pool(int32_t count, int32_t dim, const ValueAt& value_at, float* mean,
+                     float* cosine) {
   __shared__ float sums[2][kMostChannels];
   __shared__ float warps[kWarps];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -83,8 +86,8 @@ __device__ void Pool(int32_t count, int32_t dim, const ValueAt& value_at, float*
 
 // Block (page, KV head, slot).
 template <typename Key>
-__global__ void __launch_bounds__(kThreads) PageMeansKernel(const SelectPagesParams p,
-                                                            const PageMeans pages) {
+__global__ void __launch_bounds__(kThreads)
+    PageMeansKernel(const SelectPagesParams p, const PageMeans pages) {
   const auto page = static_cast<int32_t>(blockIdx.x);
   const int32_t slot = static_cast<int32_t>(blockIdx.z), dim = p.cache.head_dim;
   const int32_t count = min(kPageTokens, pages.ends[slot] - page * kPageTokens);
@@ -101,8 +104,8 @@ __global__ void __launch_bounds__(kThreads) PageMeansKernel(const SelectPagesPar
 }
 
 // Block (tile, query head).
-__global__ void __launch_bounds__(kThreads) RowMeansKernel(const SelectPagesParams p,
-                                                           const PooledLaunch l) {
+__global__ void __launch_bounds__(kThreads)
+    RowMeansKernel(const SelectPagesParams p, const PooledLaunch l) {
   if (l.slot_of[blockIdx.x] < 0) return;
   const QueryTile tile = l.tiles[blockIdx.x];
   const int64_t at = static_cast<int64_t>(blockIdx.x) * p.q.shape[1] + blockIdx.y;
@@ -115,8 +118,8 @@ __global__ void __launch_bounds__(kThreads) RowMeansKernel(const SelectPagesPara
 }
 
 // Block (tile, list head).
-__global__ void __launch_bounds__(kThreads) SharesKernel(const SelectPagesParams p,
-                                                         const PooledLaunch l) {
+__global__ void __launch_bounds__(kThreads)
+    SharesKernel(const SelectPagesParams p, const PooledLaunch l) {
   __shared__ float warps[kWarps];
   const int32_t slot = l.slot_of[blockIdx.x];
   if (slot < 0) return;
@@ -125,8 +128,8 @@ __global__ void __launch_bounds__(kThreads) SharesKernel(const SelectPagesParams
   const int32_t dim = p.cache.head_dim, heads = static_cast<int32_t>(p.q.shape[1]);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const bool limits = p.score == PageScore::kPooled;
-  float* out = l.shares +
-               (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * l.shares_pitch;
+  float* out =
+      l.shares + (static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * l.shares_pitch;
   for (int32_t page = static_cast<int32_t>(threadIdx.x); page < pages; page += kThreads) {
     out[page] = 0.0f;
   }
@@ -166,8 +169,10 @@ __global__ void __launch_bounds__(kThreads) SharesKernel(const SelectPagesParams
 
 }  // namespace
 
-cudaError_t LaunchPageMeans(const SelectPagesParams& p, const PageMeans& pages, cudaStream_t stream) {
-  const dim3 blocks(static_cast<unsigned>(pages.max_pages), static_cast<unsigned>(p.cache.num_heads),
+cudaError_t LaunchPageMeans(const SelectPagesParams& p, const PageMeans& pages,
+                            cudaStream_t stream) {
+  const dim3 blocks(static_cast<unsigned>(pages.max_pages),
+                    static_cast<unsigned>(p.cache.num_heads),
                     static_cast<unsigned>(pages.num_slots));
   switch (p.cache.dtype) {
     case KvDType::kF32:

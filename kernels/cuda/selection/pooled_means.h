@@ -1,6 +1,6 @@
-// Launches of SelectPages by means of queries and keys (PageScore::kPooled, and kVerticalSlash's query-aware
-// lists); see SelectPagesParams. Arrays are in device memory; launches are asynchronous. Internal to this
-// folder.
+// Launches of SelectPages by means of queries and keys (PageScore::kPooled, and kVerticalSlash's
+// query-aware lists); see SelectPagesParams. Arrays are in device memory; launches are
+// asynchronous. Internal to this folder.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -24,8 +24,8 @@ struct PageMeans {
 // Shares by the means of rows of q, of each of `tiles`.
 struct PooledLaunch {
   PageMeans pages;
-  const QueryTile* tiles = nullptr;    // [num_tiles]
-  const int32_t* slot_of = nullptr;    // [num_tiles]; -1: one row, left out
+  const QueryTile* tiles = nullptr;  // [num_tiles]
+  const int32_t* slot_of = nullptr;  // [num_tiles]; -1: one row, left out
   int32_t num_tiles = 0;
   int32_t heads_per_list = 1;
   float* means = nullptr;    // [num_tiles, query heads, head_dim]
@@ -35,8 +35,10 @@ struct PooledLaunch {
 };
 
 // A candidate whose page the sequence does not hold has a mean of zero.
-cudaError_t LaunchPageMeans(const SelectPagesParams& p, const PageMeans& pages, cudaStream_t stream);
+cudaError_t LaunchPageMeans(const SelectPagesParams& p, const PageMeans& pages,
+                            cudaStream_t stream);
 // l.means, l.cosines and l.shares; pages' means are there. kPooled: over the pages that are alike.
-cudaError_t LaunchPooledShares(const SelectPagesParams& p, const PooledLaunch& l, cudaStream_t stream);
+cudaError_t LaunchPooledShares(const SelectPagesParams& p, const PooledLaunch& l,
+                               cudaStream_t stream);
 
 }  // namespace longstride::kernels::cuda

@@ -16,9 +16,8 @@ class HeadCalibrationTest : public TinyLanes {
     HeadCalibrationOptions options;
     options.streaming.pattern = "window";
     options.streaming.params = {{"window", window}, {"sink_tokens", int64_t{2}}};
-    options.lane = {.kv_dtype = model_->options().kv_dtype,
-                    .max_tokens = 512,
-                    .step_tokens = kTinyStep};
+    options.lane = {
+        .kv_dtype = model_->options().kv_dtype, .max_tokens = 512, .step_tokens = kTinyStep};
     return options;
   }
 
