@@ -189,7 +189,8 @@ class PlanReader {
   }
 
   static absl::StatusOr<double> Number(const json& value, const std::string& place) {
-    if (!value.is_number()) return At(place, StrCat("got ", value.type_name(), "; needs a number."));
+    if (!value.is_number())
+      return At(place, StrCat("got ", value.type_name(), "; needs a number."));
     return value.get<double>();
   }
 
@@ -241,7 +242,8 @@ class PlanReader {
     if (!text.ok()) {
       return Annotate(text.status(), StrCat("sparsity plan, ", place, ", file ", Quoted(name)));
     }
-    return ParseStrictJson(*text, StrCat("sparsity plan, ", place, ", file ", Quoted(name)), limits);
+    return ParseStrictJson(*text, StrCat("sparsity plan, ", place, ", file ", Quoted(name)),
+                           limits);
   }
 
   // Rows of a head table, one a layer; `read` makes a value of one cell.
@@ -307,18 +309,19 @@ class PlanReader {
     }
     std::vector<std::string> names;
     for (const auto& [name, pattern] : patterns.items()) {
-      ASSIGN_OR_RETURN(table.patterns[name],
-                       Pattern(pattern, StrCat(place, ".patterns.", name.substr(0, kMaxNameBytes)),
-                               {}));
+      ASSIGN_OR_RETURN(
+          table.patterns[name],
+          Pattern(pattern, StrCat(place, ".patterns.", name.substr(0, kMaxNameBytes)), {}));
       names.push_back(name);
     }
     if (object.contains("scores")) {
       if (names != std::vector<std::string>{"full", "streaming"}) {
-        return At(Member(place, "patterns"),
-                  "a table of scores names the patterns \"full\" and \"streaming\", and no others.");
+        return At(
+            Member(place, "patterns"),
+            "a table of scores names the patterns \"full\" and \"streaming\", and no others.");
       }
-      ASSIGN_OR_RETURN(table.scores, TableRows<double>(object["scores"], Member(place, "scores"),
-                                                       &Number));
+      ASSIGN_OR_RETURN(table.scores,
+                       TableRows<double>(object["scores"], Member(place, "scores"), &Number));
       return table;
     }
     ASSIGN_OR_RETURN(
@@ -349,22 +352,22 @@ class PlanReader {
     const bool share = object.contains("streaming_share");
     if (rule->table->scores.empty()) {
       if (!threshold && !share) return absl::OkStatus();
-      return At(place, "the head table names each head's pattern; 'threshold' and 'streaming_share' "
-                       "are for tables of scores.");
+      return At(place,
+                "the head table names each head's pattern; 'threshold' and 'streaming_share' "
+                "are for tables of scores.");
     }
     if (threshold == share) {
       return At(place, "the head table has scores; give either 'threshold' or 'streaming_share'.");
     }
     if (threshold) {
-      ASSIGN_OR_RETURN(rule->threshold,
-                       Number(object["threshold"], Member(place, "threshold")));
+      ASSIGN_OR_RETURN(rule->threshold, Number(object["threshold"], Member(place, "threshold")));
       return absl::OkStatus();
     }
     ASSIGN_OR_RETURN(rule->streaming_share,
                      Number(object["streaming_share"], Member(place, "streaming_share")));
     if (*rule->streaming_share >= 0 && *rule->streaming_share <= 1) return absl::OkStatus();
-    return At(place, StrCat("'streaming_share' is ", *rule->streaming_share,
-                            "; allowed are 0 to 1."));
+    return At(place,
+              StrCat("'streaming_share' is ", *rule->streaming_share, "; allowed are 0 to 1."));
   }
 
   absl::StatusOr<LayerRule> Rule(const json& object, const std::string& place) const {

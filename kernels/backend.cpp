@@ -282,9 +282,9 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
     check.That(p.mass > 0 && p.mass <= 1, "a mass above 0 and at most 1", 0)
         .That(p.similarity >= -1 && p.similarity <= 1, "a similarity from -1 to 1", 0);
   }
-  check.That(p.divergence == 0 || (p.divergence > 0 && p.mass > 0 &&
-                                   p.score == PageScore::kVerticalSlash),
-             "a divergence of columns and diagonals by their mass", 0);
+  check.That(
+      p.divergence == 0 || (p.divergence > 0 && p.mass > 0 && p.score == PageScore::kVerticalSlash),
+      "a divergence of columns and diagonals by their mass", 0);
   RETURN_IF_ERROR(check.status());
   const int64_t list_heads =
       p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : p.q.shape[1];

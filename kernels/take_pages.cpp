@@ -81,15 +81,14 @@ std::vector<size_t> ByShare(const std::vector<bool>& taken, std::span<const doub
   for (size_t page = 0; page < taken.size(); ++page) {
     if (!taken[page]) others.push_back(page);
   }
-  std::stable_sort(others.begin(), others.end(), [&](size_t a, size_t b) {
-    return Share(shares[a]) > Share(shares[b]);
-  });
+  std::stable_sort(others.begin(), others.end(),
+                   [&](size_t a, size_t b) { return Share(shares[a]) > Share(shares[b]); });
   return others;
 }
 
 // The best beside `taken` while the shares of all that is taken sum to less than the mass.
-void TakeUpToMass(const SelectPagesParams& p, std::vector<bool> taken, std::span<const double> shares,
-                  int32_t* list) {
+void TakeUpToMass(const SelectPagesParams& p, std::vector<bool> taken,
+                  std::span<const double> shares, int32_t* list) {
   double sum = 0;
   for (size_t page = 0; page < taken.size(); ++page) {
     if (taken[page]) sum += Share(shares[page]);
@@ -206,8 +205,7 @@ std::vector<PooledSequence> FindPooledSequences(const SelectPagesParams& p,
     size_t slot = 0;
     while (slot < found.size() && found[slot].sequence != tile.sequence) ++slot;
     if (slot == found.size()) found.push_back({tile.sequence, 0});
-    found[slot].end =
-        std::max(found[slot].end, int64_t{tile.first_position} + tile.num_rows);
+    found[slot].end = std::max(found[slot].end, int64_t{tile.first_position} + tile.num_rows);
     (*slot_of)[static_cast<size_t>(t)] = static_cast<int32_t>(slot);
   }
   return found;

@@ -1,5 +1,6 @@
 // Lists that follow from shares of attention (PageScore::kAntidiagonal, kVerticalSlash, kPooled). A
-// task is one tile or one probed segment of one list head: much work, whose reductions have one order.
+// task is one tile or one probed segment of one list head: much work, whose reductions have one
+// order.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -291,8 +292,9 @@ PageMeans MeansOf(const SelectPagesParams& p, const CpuKernels& kernels, ThreadP
   std::vector<int32_t> slots;  // of each page
   for (size_t s = 0; s < out.sequences.size(); ++s) {
     out.first_page.push_back(static_cast<int64_t>(slots.size()));
-    slots.resize(slots.size() + static_cast<size_t>((out.sequences[s].end + kPageTokens - 1) / kPageTokens),
-                 static_cast<int32_t>(s));
+    slots.resize(
+        slots.size() + static_cast<size_t>((out.sequences[s].end + kPageTokens - 1) / kPageTokens),
+        static_cast<int32_t>(s));
   }
   const auto rows = static_cast<int64_t>(slots.size()) * kv_heads;
   out.means.resize(static_cast<size_t>(rows * dim));
@@ -303,7 +305,8 @@ PageMeans MeansOf(const SelectPagesParams& p, const CpuKernels& kernels, ThreadP
     const int32_t id =
         p.page_table.pages[out.sequences[slot].sequence * p.page_table.stride + page];
     if (id < 0 || id >= p.cache.num_pages) return missing->store(page);
-    const int64_t count = std::min<int64_t>(kPageTokens, out.sequences[slot].end - page * kPageTokens);
+    const int64_t count =
+        std::min<int64_t>(kPageTokens, out.sequences[slot].end - page * kPageTokens);
     auto* keys = static_cast<float*>((*scratch)[static_cast<size_t>(thread)].Get(
         kPageTokens * dim * static_cast<int64_t>(sizeof(float))));
     for (int64_t h = 0; h < kv_heads; ++h) {

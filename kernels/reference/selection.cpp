@@ -188,11 +188,11 @@ double MeanCosine(int64_t count, int64_t dim, const At& at) {
   return square / static_cast<double>(count * count);
 }
 
-// What means tell of rows [row_begin, +num_rows) of q and the keys [0, end): scale * q̄ · k̄ softmaxed over
-// the pages that are alike, a mean over the list's heads.
+// What means tell of rows [row_begin, +num_rows) of q and the keys [0, end): scale * q̄ · k̄
+// softmaxed over the pages that are alike, a mean over the list's heads.
 struct PooledShares {
-  std::vector<double> shares;   // [pages]
-  std::vector<uint8_t> alike;   // [pages]; all 1 without a limit
+  std::vector<double> shares;  // [pages]
+  std::vector<uint8_t> alike;  // [pages]; all 1 without a limit
   bool rows_alike = true;
 };
 
@@ -277,9 +277,9 @@ absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
       }
     }
     if (p.divergence > 0) {
-      ASSIGN_OR_RETURN(const PooledShares probe,
-                       PooledSharesOf(p, first.sequence, probed.first_row,
-                                      probed.end_row - probed.first_row, probed.last_position + 1, list));
+      ASSIGN_OR_RETURN(const PooledShares probe, PooledSharesOf(p, first.sequence, probed.first_row,
+                                                                probed.end_row - probed.first_row,
+                                                                probed.last_position + 1, list));
       if (IsQueryAware(p, columns, probe.shares)) {
         const VerticalSlash least = ChooseLeastVerticalSlash(p, columns, diagonals);
         for (int32_t t = probed.begin; t < probed.end; ++t) {

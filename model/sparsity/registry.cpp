@@ -27,7 +27,8 @@ const std::vector<PatternFactory>& PatternRegistry() {
        "prompts read the pages that hold `threshold` of a tile's attention, by its antidiagonals",
        MakeXAttention},
       {"spargeattn",
-       "prompts read the pages that hold `threshold` of a tile's attention, by means of queries and keys",
+       "prompts read the pages that hold `threshold` of a tile's attention, by means of queries "
+       "and keys",
        MakeSpargeAttn},
       {"vertical_slash",
        "prompts read the columns and diagonals that the last queries of a segment attend to",

@@ -5,11 +5,11 @@
 // kernels::PageScore::kVerticalSlash. A generated token reads all keys up to its own. Source: the
 // vertical-slash heads of MInference (arXiv 2407.02490). With `gamma` instead, as many of both as
 // hold that share of the attention (`vertical_tokens` and `slash_tokens` are then the least), as
-// FlexPrefill's vertical-slash heads do (arXiv 2502.20766). With `tau`, too, a list becomes query-aware
-// where the Jensen-Shannon distance between what the probe's mean query makes of pages' mean keys and
-// what the probe makes of the pages is below it, as FlexPrefill's other heads are: each tile then takes
-// the pages that hold `gamma` of the attention by its own mean query. (FlexPrefill ranks the blocks of all
-// rows together; here each tile has its own share.)
+// FlexPrefill's vertical-slash heads do (arXiv 2502.20766). With `tau`, too, a list becomes
+// query-aware where the Jensen-Shannon distance between what the probe's mean query makes of pages'
+// mean keys and what the probe makes of the pages is below it, as FlexPrefill's other heads are:
+// each tile then takes the pages that hold `gamma` of the attention by its own mean query.
+// (FlexPrefill ranks the blocks of all rows together; here each tile has its own share.)
 //
 // Where this is another function than theirs: the paper estimates a whole prompt from its last
 // queries, which is not known while its first chunk is computed; here each segment is estimated

@@ -153,14 +153,16 @@ TEST(SparsityPolicy, ReadsHeadTablesFromFilesAndInPlace) {
   for (const auto& policy :
        {SparsityPolicy::Load((folder / "plan.json").string()),
         SparsityPolicy::Parse(StrCat(R"({"layers": [{"layers": "full", "threshold": 1,
-            "head_table": )", table, "}]}"))}) {
+            "head_table": )",
+                                     table, "}]}"))}) {
     ASSERT_TRUE(policy.ok()) << policy.status();
     const LayerRule& rule = policy->rules.at(0);
     EXPECT_EQ(rule.kind, NativeKind::kFull);
     ASSERT_TRUE(rule.table.has_value());
     EXPECT_EQ(rule.table->model, "abc");
     EXPECT_EQ(rule.table->scores, (std::vector<std::vector<double>>{{0.5, 1}, {}}));
-    EXPECT_EQ(rule.table->patterns.at("streaming").place, "layers[0].head_table.patterns.streaming");
+    EXPECT_EQ(rule.table->patterns.at("streaming").place,
+              "layers[0].head_table.patterns.streaming");
     EXPECT_EQ(rule.threshold, 1.0);
     EXPECT_FALSE(rule.streaming_share.has_value());
   }
@@ -174,23 +176,25 @@ TEST(SparsityPolicy, RefusesBadHeadTables) {
                                           "streaming": {"pattern": "window"}})";
   const std::string scores = StrCat(R"({"model": "a", )", two, R"(, "scores": [[1]]})");
   const std::string heads = StrCat(R"({"model": "a", )", two, R"(, "heads": [["full"]]})");
-  EXPECT_THAT(error("7", ""), HasSubstr("layers[0].head_table: got number; a head table is an object"));
+  EXPECT_THAT(error("7", ""),
+              HasSubstr("layers[0].head_table: got number; a head table is an object"));
   EXPECT_THAT(error(R"({"file": "t.json"})", ""), HasSubstr("itself read from a file"));
   EXPECT_THAT(error("{}", ""), HasSubstr("'model' is missing"));
   EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, "}"), ""),
               HasSubstr("either \"scores\" or \"heads\""));
   EXPECT_THAT(error(R"({"modle": "a"})", ""), HasSubstr("Did you mean 'model'?"));
   EXPECT_THAT(error(scores, ""), HasSubstr("give either 'threshold' or 'streaming_share'"));
-  EXPECT_THAT(error(scores, R"(, "threshold": 1, "streaming_share": 0.5)"), HasSubstr("give either"));
+  EXPECT_THAT(error(scores, R"(, "threshold": 1, "streaming_share": 0.5)"),
+              HasSubstr("give either"));
   EXPECT_THAT(error(scores, R"(, "streaming_share": 1.5)"),
               HasSubstr("layers[0]: 'streaming_share' is 1.5; allowed are 0 to 1"));
   EXPECT_THAT(error(scores, R"(, "threshold": "much")"),
               HasSubstr("layers[0].threshold: got string; needs a number"));
   EXPECT_THAT(error(scores, R"(, "heads": "0", "threshold": 1)"), HasSubstr("unknown key 'heads'"));
   EXPECT_THAT(error(heads, R"(, "threshold": 1)"), HasSubstr("names each head's pattern"));
-  EXPECT_THAT(error(R"({"model": "a", "patterns": {"full": {"pattern": "native"}}, "scores": [[1]]})",
-                    ""),
-              HasSubstr("names the patterns \"full\" and \"streaming\""));
+  EXPECT_THAT(
+      error(R"({"model": "a", "patterns": {"full": {"pattern": "native"}}, "scores": [[1]]})", ""),
+      HasSubstr("names the patterns \"full\" and \"streaming\""));
   EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, R"(, "heads": [["fulll"]]})"), ""),
               HasSubstr("head_table.heads[0][0]: got 'fulll'; the table's patterns are"));
   EXPECT_THAT(error(StrCat(R"({"model": "a", )", two, R"(, "scores": [[1], 2]})"), ""),

@@ -350,8 +350,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     return sum / static_cast<double>(vectors.size() * vectors.size());
   }
 
-  // In double: what means tell of rows [row, +num_rows) of q and the first `end` keys, over pages whose
-  // mean cosine is above `similarity`.
+  // In double: what means tell of rows [row, +num_rows) of q and the first `end` keys, over pages
+  // whose mean cosine is above `similarity`.
   struct Pooled {
     std::vector<double> shares;
     std::vector<double> page_cosines;
@@ -381,7 +381,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       std::vector<double> mean(c.dim, 0.0);
       for (int64_t i = row; i < row + num_rows; ++i) {
         rows.push_back(&r.q[(i * c.q_heads + q) * c.dim]);
-        for (int32_t d = 0; d < c.dim; ++d) mean[d] += rows.back()[d] / static_cast<double>(num_rows);
+        for (int32_t d = 0; d < c.dim; ++d)
+          mean[d] += rows.back()[d] / static_cast<double>(num_rows);
       }
       out.least_row_cosine = std::min(out.least_row_cosine, MeanCosine(rows, c.dim));
       std::vector<double> weights;
@@ -803,7 +804,8 @@ TEST_P(SelectionTest, TakesThePagesByMeansUpToTheThreshold) {
             NaivePooled(c, r, h, tile.sequence, tile.row_begin, tile.num_rows,
                         int64_t{tile.first_position} + tile.num_rows, r.similarity);
         bool close = std::abs(pooled.least_row_cosine - r.similarity) < slack;
-        std::vector<bool> taken(pages, tile.num_rows == 1 || pooled.least_row_cosine <= r.similarity);
+        std::vector<bool> taken(pages,
+                                tile.num_rows == 1 || pooled.least_row_cosine <= r.similarity);
         if (taken[0] && tile.num_rows > 1) ++whole;
         const int64_t tail = pages - ForcedPages(tile, 0, r.recent_pages);
         std::vector<std::pair<double, int64_t>> ranked;
@@ -856,17 +858,18 @@ TEST_P(SelectionTest, TakesThePagesByMeansUpToTheThreshold) {
 TEST_P(SelectionTest, ListsAreQueryAwareWhereMeansTellWhatColumnsDo) {
   int64_t aware = 0, slashes = 0, left_out = 0;
   for (int trial = 0; trial < 16; ++trial) {
-    SelectionCase c = RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(300, 900)});
+    SelectionCase c =
+        RandomCase({2, 128 * RandomInt(1, 4) + RandomInt(-1, 2), RandomInt(300, 900)});
     Request r = RandomShares(c, PageScore::kVerticalSlash);
     r.mass = 0.1f * static_cast<float>(RandomInt(2, 8));
     r.vertical_pages = RandomInt(0, 1);
     r.slash_pages = RandomInt(0, 1);
     r.divergence = trial % 2 == 0 ? 0.25f : 0.1f;
     Lean(c, r);
-    SCOPED_TRACE(testing::Message() << "trial " << trial << " heads " << c.q_heads << "/"
-                                    << c.kv_heads << " dim " << c.dim << " dtype "
-                                    << KvDTypeName(c.dtype) << " mass " << r.mass << " segment "
-                                    << r.segment << " divergence " << r.divergence);
+    SCOPED_TRACE(testing::Message()
+                 << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
+                 << c.dim << " dtype " << KvDTypeName(c.dtype) << " mass " << r.mass << " segment "
+                 << r.segment << " divergence " << r.divergence);
     ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
     Request plain = r;
     plain.divergence = 0;
@@ -886,8 +889,7 @@ TEST_P(SelectionTest, ListsAreQueryAwareWhereMeansTellWhatColumnsDo) {
         // Rows of the segment's end, where its last tile's are.
         const int64_t last_row = tile.row_begin + end - tile.first_position;
         const int64_t rows = std::min<int64_t>(kProbeRows, (end - 1) % r.segment + 1);
-        const Pooled means =
-            NaivePooled(c, r, h, tile.sequence, last_row - rows, rows, end, -2);
+        const Pooled means = NaivePooled(c, r, h, tile.sequence, last_row - rows, rows, end, -2);
         const double total = std::accumulate(probe.columns.begin(), probe.columns.end(), 0.0);
         double divergence = 0;
         for (size_t page = 0; page < means.shares.size(); ++page) {

@@ -228,8 +228,8 @@ class ShareSelection {
     const int64_t rows = int64_t{l->num_tiles} * heads_;
     ASSIGN_OR_RETURN(l->means, scratch.Take<float>(rows * p_.cache.head_dim));
     ASSIGN_OR_RETURN(l->cosines, scratch.Take<float>(rows));
-    ASSIGN_OR_RETURN(l->shares, scratch.Take<float>(int64_t{l->num_tiles} * list_heads_ *
-                                                    l->shares_pitch));
+    ASSIGN_OR_RETURN(l->shares,
+                     scratch.Take<float>(int64_t{l->num_tiles} * list_heads_ * l->shares_pitch));
     return Check(LaunchPooledShares(device_, *l, context_.stream()));
   }
 
@@ -249,7 +249,8 @@ class ShareSelection {
       }
       ASSIGN_OR_RETURN(v.heaviest, scratch.Take<float>(pages * list_heads_ * 2));
       ASSIGN_OR_RETURN(v.chosen, scratch.Take<uint8_t>(pages * list_heads_ * 2));
-      if (p_.divergence > 0) RETURN_IF_ERROR(ShareByMeans(slots, probe_of, first_tile, scratch, &v));
+      if (p_.divergence > 0)
+        RETURN_IF_ERROR(ShareByMeans(slots, probe_of, first_tile, scratch, &v));
       RETURN_IF_ERROR(
           Check(LaunchProbes(device_, launch_, v.columns, v.diagonals, context_.stream())));
       RETURN_IF_ERROR(Check(LaunchChooseVerticalSlash(device_, launch_, v, context_.stream())));
@@ -269,9 +270,10 @@ class ShareSelection {
     RETURN_IF_ERROR(ShareOut(slots, true, scratch, &l));
     v->probe_shares = l.shares;
     l.tiles = device_.tiles + first_tile;
-    RETURN_IF_ERROR(ShareOut({slot_of_.begin() + first_tile,
-                              slot_of_.begin() + first_tile + static_cast<int64_t>(probe_of.size())},
-                             true, scratch, &l));
+    RETURN_IF_ERROR(
+        ShareOut({slot_of_.begin() + first_tile,
+                  slot_of_.begin() + first_tile + static_cast<int64_t>(probe_of.size())},
+                 true, scratch, &l));
     v->tile_shares = l.shares;
     ASSIGN_OR_RETURN(v->query_aware,
                      scratch.Take<uint8_t>(static_cast<int64_t>(slots.size()) * list_heads_));

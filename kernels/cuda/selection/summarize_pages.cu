@@ -1,6 +1,6 @@
-// Computes SummarizePages (op_params.h): minimum, maximum and mean of the keys of whole or begun pages.
-// A block for each head of each page, a thread for each channel; slots in ascending order, so that the
-// sum is the reference's to the bit. Bound: memory (64 rows a page). Arch: any.
+// Computes SummarizePages (op_params.h): minimum, maximum and mean of the keys of whole or begun
+// pages. A block for each head of each page, a thread for each channel; slots in ascending order,
+// so that the sum is the reference's to the bit. Bound: memory (64 rows a page). Arch: any.
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/selection/key_values.cuh"
 #include "kernels/cuda/selection/selection.h"

@@ -225,8 +225,8 @@ __global__ void __launch_bounds__(kListThreads) TakeVerticalSlashKernel(const Ta
     return;
   }
   // And the best by the tile's own means. What is taken has the key 0 from here on.
-  float* shares = a.v.tile_shares +
-                  (static_cast<int64_t>(blockIdx.x) * gridDim.y + list_head) * a.s.max_pages;
+  float* shares =
+      a.v.tile_shares + (static_cast<int64_t>(blockIdx.x) * gridDim.y + list_head) * a.s.max_pages;
   auto* keys = reinterpret_cast<uint32_t*>(shares);
   uint32_t mine = 0;
   for (int32_t page = static_cast<int32_t>(threadIdx.x); page < pages; page += kListThreads) {
@@ -320,8 +320,8 @@ __global__ void __launch_bounds__(kListThreads) TakePooledKernel(const PooledPar
     const int64_t at = (slot * a.l.pages.max_pages + page) * a.p.cache.num_heads + kv_head;
     return a.l.pages.cosines[at] > a.p.similarity;
   };
-  float* shares = a.l.shares +
-                  (static_cast<int64_t>(blockIdx.x) * gridDim.y + list_head) * a.l.shares_pitch;
+  float* shares =
+      a.l.shares + (static_cast<int64_t>(blockIdx.x) * gridDim.y + list_head) * a.l.shares_pitch;
   auto* keys = reinterpret_cast<uint32_t*>(shares);
   for (int32_t page = thread; page < pages; page += kListThreads) {
     keys[page] = alike(page) ? UnitsOf(shares[page], 1.0f) + 1 : 0;
@@ -343,8 +343,7 @@ __global__ void __launch_bounds__(kListThreads) TakePooledKernel(const PooledPar
     const uint32_t rank = equals + BlockScan(equal ? 1 : 0, s, &total);
     equals += total;
     const bool best = key > largest.key || (equal && rank < largest.equals);
-    const bool taken =
-        page < pages && (best || key == 0 || page < a.p.sink_pages || page >= tail);
+    const bool taken = page < pages && (best || key == 0 || page < a.p.sink_pages || page >= tail);
     const uint32_t at = BlockScan(taken ? 1 : 0, s, &total);
     if (taken) out[written + static_cast<int32_t>(at)] = page;
     written += static_cast<int32_t>(total);

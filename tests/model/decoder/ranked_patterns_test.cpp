@@ -35,7 +35,7 @@ struct Naive {
   double mass = 0;
   int64_t stride = 0;
   int64_t segment = 0, vertical = 0, slash = 0;
-  double tau = 0;  // with a segment: query-aware lists
+  double tau = 0;                    // with a segment: query-aware lists
   std::optional<double> similarity;  // shares by means
 
   bool by_shares() const { return mass > 0 || segment > 0; }
@@ -70,8 +70,9 @@ std::vector<Case> Cases() {
       Uniform("block_topk_heads",
               R"("pattern": "block_topk", "fraction": 0.4, "per_query_head": true)",
               {.bound = false, .dense_prompt = false, .per_query_head = true, .fraction = 0.4}),
-      Uniform("xattention", R"("pattern": "xattention", "threshold": 0.6, "stride": 8)",
-              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.6, .stride = 8}),
+      Uniform(
+          "xattention", R"("pattern": "xattention", "threshold": 0.6, "stride": 8)",
+          {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.6, .stride = 8}),
       Uniform("xattention_kv_heads",
               R"("pattern": "xattention", "threshold": 0.7, "sink_pages": 0, "recent_pages": 3,
                  "per_query_head": false)",
@@ -79,19 +80,29 @@ std::vector<Case> Cases() {
       Uniform("vertical_slash",
               R"("pattern": "vertical_slash", "vertical_tokens": 65, "slash_tokens": 64,
                  "segment": 128)",
-              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .segment = 128,
-               .vertical = 2, .slash = 1}),
+              {.dense_prompt = false,
+               .per_query_head = true,
+               .sinks = 1,
+               .segment = 128,
+               .vertical = 2,
+               .slash = 1}),
       Uniform("vertical_slash_gamma",
               R"("pattern": "vertical_slash", "gamma": 0.3, "segment": 256, "sink_pages": 0,
                  "per_query_head": false)",
               {.dense_prompt = false, .mass = 0.3, .segment = 256}),
       Uniform("vertical_slash_tau",
               R"("pattern": "vertical_slash", "gamma": 0.4, "tau": 0.16, "segment": 128)",
-              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.4,
-               .segment = 128, .tau = 0.16}),
-      Uniform("spargeattn",
-              R"("pattern": "spargeattn", "threshold": 0.5, "similarity": 0.02)",
-              {.dense_prompt = false, .per_query_head = true, .sinks = 1, .mass = 0.5,
+              {.dense_prompt = false,
+               .per_query_head = true,
+               .sinks = 1,
+               .mass = 0.4,
+               .segment = 128,
+               .tau = 0.16}),
+      Uniform("spargeattn", R"("pattern": "spargeattn", "threshold": 0.5, "similarity": 0.02)",
+              {.dense_prompt = false,
+               .per_query_head = true,
+               .sinks = 1,
+               .mass = 0.5,
                .similarity = 0.02}),
       Uniform("spargeattn_kv_heads",
               R"("pattern": "spargeattn", "threshold": 0.7, "similarity": -1, "sink_pages": 0,
@@ -151,8 +162,7 @@ class NaiveMask {
             pages_[{layer, h, i}] = pages_[{layer, h, begin}];
           } else {
             pages_[{layer, h, i}] =
-                rule->similarity
-                    ? ChooseByMeans(*rule, layer, h, begin, end, queries, keys)
+                rule->similarity ? ChooseByMeans(*rule, layer, h, begin, end, queries, keys)
                 : rule->segment > 0
                     ? ChooseVerticalSlash(*rule, layer, h, begin, end, queries, keys)
                     : ChooseByMass(*rule, layer, h, begin, end, queries, keys);
@@ -245,9 +255,8 @@ class NaiveMask {
     double mass = rule.mass;
     bool aware = false;
     if (rule.tau > 0) {
-      const std::vector<double> means =
-          SharesByMeans(rule, layer, head, std::max(first, segment_end - 64), segment_end, queries,
-                        keys);
+      const std::vector<double> means = SharesByMeans(
+          rule, layer, head, std::max(first, segment_end - 64), segment_end, queries, keys);
       const double total = std::accumulate(columns.begin(), columns.end(), 0.0);
       double divergence = 0;
       for (size_t page = 0; page < means.size(); ++page) {
@@ -285,7 +294,8 @@ class NaiveMask {
   }
 
   // The best pages beside `chosen` until all that is chosen holds the mass.
-  std::set<int64_t> FillUp(double mass, const std::vector<double>& shares, std::set<int64_t> chosen) {
+  std::set<int64_t> FillUp(double mass, const std::vector<double>& shares,
+                           std::set<int64_t> chosen) {
     std::vector<std::pair<double, int64_t>> others;
     double kept = 0;
     for (size_t page = 0; page < shares.size(); ++page) {
@@ -332,11 +342,12 @@ class NaiveMask {
     return out;
   }
 
-  // The softmax of products of mean queries and pages' mean keys, over pages whose keys are alike; the
-  // mean over the heads of a list.
+  // The softmax of products of mean queries and pages' mean keys, over pages whose keys are alike;
+  // the mean over the heads of a list.
   std::vector<double> SharesByMeans(const Naive& rule, int32_t layer, int32_t head, int64_t begin,
                                     int64_t end, const Rows& queries, const Rows& keys,
-                                    std::vector<bool>* alike = nullptr, bool* rows_alike = nullptr) {
+                                    std::vector<bool>* alike = nullptr,
+                                    bool* rows_alike = nullptr) {
     const AttentionSpec& a = spec_.layers[static_cast<size_t>(layer)].attention;
     const int32_t group = a.num_heads / a.num_kv_heads;
     const auto pages = static_cast<size_t>((end - 1) / kPage + 1);
@@ -349,7 +360,8 @@ class NaiveMask {
       std::vector<double> weights;
       for (size_t page = 0; page < pages; ++page) {
         const auto first = static_cast<int64_t>(page) * kPage;
-        const auto page_keys = Vectors(keys, first, std::min(end, first + kPage), h / group, a.head_dim);
+        const auto page_keys =
+            Vectors(keys, first, std::min(end, first + kPage), h / group, a.head_dim);
         bool counts = true;
         if (rule.similarity) {
           const double cosine = MeanCosine(page_keys);
@@ -360,7 +372,8 @@ class NaiveMask {
         double score = 0;
         for (int32_t d = 0; d < a.head_dim; ++d) {
           double q = 0, k = 0;
-          for (const auto& row : rows) q += row[static_cast<size_t>(d)] / static_cast<double>(rows.size());
+          for (const auto& row : rows)
+            q += row[static_cast<size_t>(d)] / static_cast<double>(rows.size());
           for (const auto& key : page_keys) {
             k += key[static_cast<size_t>(d)] / static_cast<double>(page_keys.size());
           }
@@ -374,7 +387,8 @@ class NaiveMask {
         if (cosine <= *rule.similarity) *rows_alike = false;
       }
       const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
-      for (size_t page = 0; page < pages && total > 0; ++page) shares[page] += weights[page] / total;
+      for (size_t page = 0; page < pages && total > 0; ++page)
+        shares[page] += weights[page] / total;
     }
     for (double& share : shares) share /= heads;
     return shares;

@@ -231,8 +231,9 @@ TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
               HasSubstr("layers[0]: 'tau' chooses between two ways to reach 'gamma'"));
   EXPECT_THAT(Refusal(R"("pattern": "vertical_slash", "gamma": 0.9, "tau": 2)"),
               HasSubstr("'tau' is 2; allowed are 0.001 to 1"));
-  EXPECT_THAT(Refusal(R"("pattern": "spargeattn")"),
-              HasSubstr("layers[0]: pattern 'spargeattn' needs 'threshold', a number from 0.01 to 1"));
+  EXPECT_THAT(
+      Refusal(R"("pattern": "spargeattn")"),
+      HasSubstr("layers[0]: pattern 'spargeattn' needs 'threshold', a number from 0.01 to 1"));
   EXPECT_THAT(Refusal(R"("pattern": "spargeattn", "threshold": 0.9, "similarity": 1.5)"),
               HasSubstr("'similarity' is 1.5; allowed are -1 to 1"));
   EXPECT_THAT(Refusal(R"("pattern": "spargeattn", "threshold": 0.9, "similarty": 0.5)"),

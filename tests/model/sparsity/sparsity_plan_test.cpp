@@ -265,8 +265,9 @@ TEST(SparsityPlan, RefusesHeadTablesThatDoNotFit) {
                         "and this one has 'abd'"));
   EXPECT_THAT(error(ScoreTable(share, "[[1, 2]]")),
               HasSubstr("has rows for 1 layers; the model has 4 layers"));
-  EXPECT_THAT(error(ScoreTable(share, "[[1, 2], [3], [5, 6], [7, 8]]")),
-              HasSubstr("has 1 entries for layer 1; allowed are 2, one per key/value head, and none"));
+  EXPECT_THAT(
+      error(ScoreTable(share, "[[1, 2], [3], [5, 6], [7, 8]]")),
+      HasSubstr("has 1 entries for layer 1; allowed are 2, one per key/value head, and none"));
   EXPECT_THAT(error(ScoreTable(share, "[[1, 2], [], [5, 6], [7, 8]]")),
               HasSubstr("says nothing of layer 1, which the rule covers"));
   EXPECT_THAT(error(ScoreTable(share, good, "\"3-4\"")),
