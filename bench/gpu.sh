@@ -18,6 +18,7 @@ parts=("${@:3}")
 [[ ${#parts[@]} -gt 0 ]] || parts=(tests sanitize attention linear portable server)
 
 tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests sampling_test)
+benches=(decode_loop prefill_selection_bench)
 # What of them uses the device.
 declare -A filters=([kernels_tests]='*cuda*:*Cuda*:*MakeBackend*' [families_parity_tests]='*Cuda*'
   [decoder_test]='*KvCache*:*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*Repeatable*'
@@ -37,10 +38,12 @@ pack() {
     "-DLONGSTRIDE_CUDA_HEAD_SIZES=64;80;96;128;192;256" \
     "-DLONGSTRIDE_CUDA_FP8_HEAD_SIZES=64;128;256" \
     -DCMAKE_BUILD_RPATH='$ORIGIN' -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags
-  cmake --build --preset cuda --target longstride attention_gpu_check attention linear "${tests[@]}"
+  cmake --build --preset cuda --target longstride attention_gpu_check attention linear \
+    "${benches[@]}" "${tests[@]}"
   local name unpacked
   unpacked=$(mktemp -d)
-  for name in longstride attention_gpu_check libattention.so liblinear.so "${tests[@]}"; do
+  for name in longstride attention_gpu_check libattention.so liblinear.so \
+    "${benches[@]}" "${tests[@]}"; do
     strip -o "$unpacked/$name" "$(find build/cuda/{server,tests,bench} -type f -name "$name" -perm -u+x)"
   done
   libraries "$unpacked"/* | xargs -I{} cp -L {} "$unpacked"
@@ -157,15 +160,19 @@ part_server() {
   limited 120 "$log" python3 bench/cuda/server_check.py "$bin/longstride" tokens "$scratch/tiny" ||
     say "server: random weights: status $?"
   say "random weights: $(grep '^tokens:' "$log" | tail -1)"
+  KV_MEMORY=5MiB limited 120 "$log" python3 bench/cuda/server_check.py "$bin/longstride" repeat \
+    "$scratch/tiny" || say "server: repeats: status $?"
   rm -rf "$scratch"
   for shape in ${SHAPES:-1b}; do
     scratch=$(mktemp -d)
     limited 120 "$log" python3 bench/cuda/make_checkpoint.py "$scratch/$shape" "$shape" || true
     limited 240 "$log" python3 bench/cuda/server_check.py "$bin/longstride" speed \
       "$scratch/$shape" || say "server: $shape: status $?"
+    limited 200 "$log" python3 bench/cuda/server_check.py "$bin/longstride" overhead \
+      "$scratch/$shape" || say "overhead: $shape: status $?"
     rm -rf "$scratch"
   done
-  grep -E '^(prefill|decode|       ) |GEMM' "$log" >>"$logs/summary.txt" || true
+  grep -E '^(prefill|decode|       |repeat:|overhead:) |GEMM' "$log" >>"$logs/summary.txt" || true
 }
 
 run() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Attention kernels beside PyTorch's on the same tensors, in one run: ceilings first, then a table.
 
-Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,packed,decode,fp8] [--peers cudnn,flex]
+Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,density,packed,decode,fp8] [--peers cudnn,flex]
 Rates: prefill counts 4 * 128 * 128 * head size operations for every 128 x 128 tile that a list names
 (tiles on the diagonal whole); decode counts the bytes of the listed keys and values.
 """
@@ -255,6 +255,28 @@ def qkv(tokens, heads, kv_heads, dim, seed=0):
     return make(heads), make(kv_heads), make(kv_heads)
 
 
+def bench_density(lib, ceiling, tokens, dim=128, heads=32, kv_heads=8):
+    """What a share of the active tiles costs of the faster dense call, ours or cuDNN's."""
+    q, k, v = qkv(tokens, heads, kv_heads, dim)
+    tiles = tokens // 128
+    every = tiles * (tiles + 1) // 2 * heads
+    peer = Peers([])
+
+    def ours(mask):
+        plan, run = lib.prefill(prefill_problem(q, k, v, mask, 0 if mask is None else 2))
+        plan()
+        return timed(run, 7, 2)
+    dense, cudnn = ours(None), timed(lambda: peer.cudnn(q, k, v), 5, 2)
+    for share, bar in ((0.1, 0.12), (0.02, 0.035), (0.01, None)):
+        mask = random_mask(heads, tiles, share)
+        active, ms = mask.sum().item(), ours(mask)
+        ratio = ms / min(dense, cudnn)
+        report(f"ours density {active / every:.1%} {tokens // 1024}K d{dim}", ms,
+               tile_flops(active, dim) / ms / 1e9, "TFLOP/s", ceiling,
+               note=f"{ratio:.4f} of dense (ours {dense:.1f}, cuDNN {cudnn:.1f} ms)"
+               + (f", bar {bar}" if bar else ""))
+
+
 def bench_prefill(lib, peers, groups, ceiling, lengths, dim=128, heads=32, kv_heads=8):
     for tokens in lengths:
         q, k, v = qkv(tokens, heads, kv_heads, dim)
@@ -447,7 +469,7 @@ def bench_fp8(lib, flop_ceiling, byte_ceiling, lengths, dim=128, heads=32, kv_he
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
-    parser.add_argument("--groups", default="dense,sparse,window,packed,decode")
+    parser.add_argument("--groups", default="dense,sparse,window,density,packed,decode")
     parser.add_argument("--peers", default="cudnn,flex")
     parser.add_argument("--lengths", default="32768,131072")
     parser.add_argument("--dims", default="128")
@@ -458,6 +480,8 @@ def main():
     torch.cuda.empty_cache()
     for dim in map(int, args.dims.split(",")):
         bench_prefill(lib, peers, groups, flops, [int(n) for n in args.lengths.split(",")], dim)
+        if "density" in groups:
+            bench_density(lib, flops, max(int(n) for n in args.lengths.split(",")), dim)
         if "fp8" in groups:
             bench_fp8(lib, flops, bytes_rate, [int(n) for n in args.lengths.split(",")], dim)
     if "decode" in groups:

@@ -4,17 +4,26 @@
 usage: server_check.py BINARY tokens MODEL    20 prompts through HTTP on both devices, the GPU's through gRPC
                                               too (needs grpcio-tools), and `generate`
        server_check.py BINARY speed FOLDER    a checkpoint of make_checkpoint.py; needs torch
+       server_check.py BINARY repeat MODEL    tokens and log probabilities of requests alone, and of the same
+                                              in company: other batches and chunks, preempted and resumed,
+                                              by computing again and from host memory
+       server_check.py BINARY overhead MODEL  decode steps a second of the server, and of decode_loop beside
+                                              BINARY, which has no scheduler and no front end
 
 The devices round differently, so tokens may part where two are nearly as likely: such a place counts
 as the same if the CPU's token is within NEAR of the GPU's best in log probability there. What follows
 such a place is not compared.
 
 Environment of `speed`: SERVER_FLAGS (more flags of the server), PREFILLS (prompt lengths), DECODE_TOKENS.
+Of `repeat` and `overhead`: DEVICE (cuda), SERVER_FLAGS; of `repeat`: KV_MEMORY (too little for all requests),
+of `overhead`: BATCHES.
 """
+import concurrent.futures
 import json
 import math
 import os
 import pathlib
+import random
 import re
 import socket
 import subprocess
@@ -73,6 +82,10 @@ class Server:
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    def total(self, name):
+        """A metric's sum over its labels."""
+        return sum(v for key, v in self.metrics().items() if re.fullmatch(name + r"(\{.*\})?", key))
 
     def metrics(self):
         text = urllib.request.urlopen(f"{self.url}/metrics", timeout=10).read().decode()
@@ -247,11 +260,91 @@ def measure_speed(binary, folder):
             describe_steps(before, server.metrics())
 
 
+REPEAT_PROMPTS, REPEAT_TOKENS = 10, 400
+
+
+def repeat_request(index):
+    """Prompts of 300 to 1,900 token ids, greedy and sampled in turn."""
+    rng = random.Random(index)
+    return dict(prompt=[rng.randrange(2, 500) for _ in range(rng.randrange(300, 1900))],
+                max_tokens=REPEAT_TOKENS, ignore_eos=True, temperature=index % 2 * 0.8, seed=index,
+                logprobs=5, return_token_ids=True, return_tokens_as_token_ids=True)
+
+
+def check_repeats(binary, model):
+    device = os.environ.get("DEVICE", "cuda")
+    flags = ["--device", device, "--max-context", "4096",
+             *os.environ.get("SERVER_FLAGS", "").split()]
+
+    def answer(server, index):
+        choice = server.complete(**repeat_request(index))
+        return choice["token_ids"], choice["logprobs"]["token_logprobs"], choice["logprobs"]["top_logprobs"]
+
+    with Server(binary, model, *flags, "--scheduler-max-step-tokens", "2048") as server:
+        alone = [answer(server, i) for i in range(REPEAT_PROMPTS)]
+    failed = False
+    few = os.environ["KV_MEMORY"]
+    little = ["--scheduler-max-step-tokens", "512", "--scheduler-reserve-tokens", "1", "--kv-memory",
+              os.environ["KV_MEMORY"]]
+    cases = [("together", ["--scheduler-max-step-tokens", "2048"]),
+             ("together, chunks of at most 192", ["--scheduler-max-step-tokens", "192"]),
+             ("preempted", little)]
+    if device == "cuda":
+        cases.append(("preempted, pages kept on the host", [*little, "--kv-host-memory", "1GiB"]))
+    for name, more in cases:
+        with Server(binary, model, *flags, *more) as server:
+            with concurrent.futures.ThreadPoolExecutor(REPEAT_PROMPTS) as pool:
+                got = list(pool.map(lambda i: answer(server, i), range(REPEAT_PROMPTS)))
+            preempted = server.total("longstride:preemptions_total")
+            back = server.total("longstride:gpu_page_copy_bytes_total")
+        same = sum(a == b for a, b in zip(alone, got))
+        print(f"repeat: {name}: {same} of {REPEAT_PROMPTS} requests give the tokens and log probabilities "
+              f"that they give alone; {preempted:.0f} preemptions, {back / 1e6:.0f} MB of pages copied",
+              flush=True)
+        failed |= same != REPEAT_PROMPTS or (name.startswith("preempted") and preempted == 0)
+    if failed:
+        sys.exit("FAILED")
+
+
+def measure_overhead(binary, model):
+    device = os.environ.get("DEVICE", "cuda")
+    loop = pathlib.Path(binary).parent / "decode_loop"
+    prompt, steps = 128, int(os.environ.get("DECODE_TOKENS", "1500"))
+    for batch in map(int, os.environ.get("BATCHES", "1 64").split()):
+        run = lambda: json.loads(subprocess.run(
+            [loop, model, "--device", device, "--sequences", str(batch), "--prompt", str(prompt),
+             "--steps", str(steps)], capture_output=True, text=True, timeout=240, check=True).stdout)
+        bare = [run()["steps_per_second"]]
+        with Server(binary, model, "--device", device, "--max-context", "4096",
+                    "--scheduler-max-running", str(max(batch, 8)),
+                    *os.environ.get("SERVER_FLAGS", "").split()) as server:
+            client = subprocess.Popen(
+                [binary, "bench", "--url", server.url, "--requests", str(batch), "--concurrency",
+                 str(batch), "--prompt-tokens", str(prompt), "--output-tokens", str(steps), "--json"],
+                stdout=subprocess.DEVNULL)
+            generated = lambda: server.total("longstride:generation_tokens_total")
+
+            def wait_for(tokens):
+                while generated() < tokens and client.poll() is None:
+                    time.sleep(0.02)
+                return time.monotonic(), server.total("longstride:steps_total")
+            # All run by then, and none has ended.
+            begin, first = wait_for(batch * steps * 0.15)
+            end, last = wait_for(batch * steps * 0.85)
+            if client.wait() != 0:
+                sys.exit("bench failed")
+        bare.append(run()["steps_per_second"])
+        served = (last - first) / (end - begin)
+        print(f"overhead: {batch} sequences: {served:.1f} steps a second served, bare {bare[0]:.1f} and "
+              f"{bare[1]:.1f}: {served / max(bare):.3f}", flush=True)
+
+
 def main():
-    if len(sys.argv) != 4 or sys.argv[2] not in ("tokens", "speed"):
+    modes = dict(tokens=compare_tokens, speed=measure_speed, repeat=check_repeats,
+                 overhead=measure_overhead)
+    if len(sys.argv) != 4 or sys.argv[2] not in modes:
         sys.exit(__doc__)
-    _, binary, what, model = sys.argv
-    compare_tokens(binary, model) if what == "tokens" else measure_speed(binary, model)
+    modes[sys.argv[2]](sys.argv[1], sys.argv[3])
 
 
 if __name__ == "__main__":

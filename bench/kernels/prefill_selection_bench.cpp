@@ -1,17 +1,21 @@
-// What choosing a prompt's pages by its queries costs and saves: one layer's prefill of a long prompt, chunk
-// by chunk through the backend's own interface, with dense attention and with a family's estimate and
-// attention over what it chose, beside the layer's matrix products. The family's threshold (xattention: the
-// share of attention; vertical_slash: pages of columns and of diagonals) is searched first until the keys
-// that are read are the wanted fraction of dense attention's.
+// What choosing a prompt's pages by its queries costs and saves: one layer's prefill of a long
+// prompt, chunk by chunk through the backend's own interface, with dense attention and with a
+// family's estimate and attention over what it chose, beside the layer's matrix products. The
+// family's threshold (xattention: the share of attention; vertical_slash: pages of columns and of
+// diagonals) is searched first until the keys that are read are the wanted fraction of dense
+// attention's. block_topk has a budget instead, the same at every length: how its time grows with
+// the length is the question (--compare 0 leaves dense attention and the products out).
 //
-//   prefill_selection_bench [--device cpu|cuda] [--family xattention|vertical_slash] [--length N] ...
+//   prefill_selection_bench [--device cpu|cuda] [--family xattention|vertical_slash|block_topk]
+//       [--length N] [--keys N, block_topk's budget] [--compare 0|1] ...
 //
-// Queries and keys are random with the structure that prompts show. With unit vectors that every head draws
-// for itself, and s = sqrt(head_dim):
+// Queries and keys are random with the structure that prompts show. With unit vectors that every
+// head draws for itself, and s = sqrt(head_dim):
 //   - sinks: every query has 2.2 sqrt(s) along a, the keys of page 0 have as much;
-//   - places: pages draw one of 48 topics in runs of 1 to 8 pages; a topic is a direction, along which the
-//     keys of its pages have 2.0 sqrt(s), and queries 2.0 sqrt(s) along their own page's and 1.4 sqrt(s)
-//     along that of one earlier page, drawn anew for each page;
+//   - places: pages draw one of 48 topics in runs of 1 to 8 pages; a topic is a direction, along
+//   which the
+//     keys of its pages have 2.0 sqrt(s), and queries 2.0 sqrt(s) along their own page's and 1.4
+//     sqrt(s) along that of one earlier page, drawn anew for each page;
 //   - columns: one key in 512 has 2.4 sqrt(s) along b, and all queries have as much;
 //   - all of it in noise of unit variance for each channel.
 #include <algorithm>
@@ -33,10 +37,10 @@ namespace {
 
 struct Options {
   std::map<std::string, std::string> values = {
-      {"device", "cpu"},    {"family", "xattention"}, {"length", "131072"}, {"chunk", "8192"},
-      {"q-heads", "32"},    {"kv-heads", "8"},        {"dim", "128"},       {"density", "0.1"},
-      {"stride", "16"},     {"segment", "2048"},      {"width", "4096"},    {"ffn", "14336"},
-      {"threads", "0"}};
+      {"device", "cpu"}, {"family", "xattention"}, {"length", "131072"}, {"chunk", "8192"},
+      {"q-heads", "32"}, {"kv-heads", "8"},        {"dim", "128"},       {"density", "0.1"},
+      {"stride", "16"},  {"segment", "2048"},      {"width", "4096"},    {"ffn", "14336"},
+      {"threads", "0"},  {"keys", "8192"},         {"compare", "1"}};
   int64_t Int(const char* name) const { return std::atoll(values.at(name).c_str()); }
   double Number(const char* name) const { return std::atof(values.at(name).c_str()); }
 };
@@ -58,6 +62,18 @@ TensorView View(void* data, Device device, std::initializer_list<int64_t> dims,
   return TensorView::Contiguous(data, type, dims.begin(), static_cast<int>(dims.size()), device);
 }
 
+PageScore ScoreOf(const std::string& family) {
+  const std::map<std::string, PageScore> scores = {{"xattention", PageScore::kAntidiagonal},
+                                                   {"vertical_slash", PageScore::kVerticalSlash},
+                                                   {"block_topk", PageScore::kMean}};
+  const auto it = scores.find(family);
+  if (it == scores.end()) {
+    std::fprintf(stderr, "unknown family %s\n", family.c_str());
+    std::exit(2);
+  }
+  return it->second;
+}
+
 class Bench {
  public:
   explicit Bench(const Options& o)
@@ -69,7 +85,10 @@ class Bench {
         width_(o.Int("width")),
         ffn_(o.Int("ffn")),
         wanted_(o.Number("density")),
-        antidiagonals_(o.values.at("family") == "xattention"),
+        score_(ScoreOf(o.values.at("family"))),
+        list_heads_(score_ == PageScore::kMean ? ListHeads::kPerKvHead : ListHeads::kPerQHead),
+        top_pages_(o.Int("keys") / kPageTokens),
+        compare_(o.Int("compare") != 0),
         stride_(static_cast<int32_t>(o.Int("stride"))),
         segment_(static_cast<int32_t>(o.Int("segment"))) {
     cuda_ = o.values.at("device") == "cuda";
@@ -91,37 +110,47 @@ class Bench {
   }
 
   void Run() {
-    const double products = Products();
-    Search();
-    const double dense = Time([&](const Chunk& c) { Attend(c, false); });
-    const double again = Time([&](const Chunk& c) { Attend(c, false); });
+    if (score_ == PageScore::kMean) {
+      density_ = Density();
+    } else {
+      Search();
+    }
     const double estimate = Time([&](const Chunk& c) { Select(c); });
     const double both = Time([&](const Chunk& c) {
       Select(c);
       Attend(c, true);
     });
-    const double saved = dense - (both - estimate);
     std::printf("%s; %lld tokens in chunks of %lld, heads %lld/%lld of %lld\n",
                 backend_->Describe().c_str(), static_cast<long long>(length_),
                 static_cast<long long>(chunk_), static_cast<long long>(q_heads_),
                 static_cast<long long>(kv_heads_), static_cast<long long>(dim_));
-    if (antidiagonals_) {
-      std::printf("xattention, stride %d, mass %.4f: ", stride_, mass_);
-    } else {
-      std::printf("vertical_slash, segment %d, %d + %d pages: ", segment_, budget_, budget_);
+    switch (score_) {
+      case PageScore::kAntidiagonal:
+        std::printf("xattention, stride %d, mass %.4f: ", stride_, mass_);
+        break;
+      case PageScore::kVerticalSlash:
+        std::printf("vertical_slash, segment %d, %d + %d pages: ", segment_, budget_, budget_);
+        break;
+      default:
+        std::printf("block_topk, %lld keys: ", static_cast<long long>(top_pages_ * kPageTokens));
     }
     std::printf("density %.2f%%\n", 100 * density_);
-    std::printf("a layer: dense attention %.2f ms (again %.2f), estimate %.2f ms, estimate + attention "
-                "%.2f ms, matrix products %.2f ms\n",
-                dense, again, estimate, both, products);
-    std::printf("estimate / attention time saved: %.1f%%; end to end: %.2fx\n", 100 * estimate / saved,
-                (products + std::min(dense, again)) / (products + both));
+    std::printf("a layer: estimate %.2f ms, estimate + attention %.2f ms\n", estimate, both);
+    if (!compare_) return;
+    const double products = Products();
+    const double dense = Time([&](const Chunk& c) { Attend(c, false); });
+    const double again = Time([&](const Chunk& c) { Attend(c, false); });
+    const double saved = dense - (both - estimate);
+    std::printf("         dense attention %.2f ms (again %.2f), matrix products %.2f ms\n", dense,
+                again, products);
+    std::printf("estimate / attention time saved: %.1f%%; end to end: %.2fx\n",
+                100 * estimate / saved, (products + std::min(dense, again)) / (products + both));
   }
 
  private:
   struct Chunk {
     std::vector<QueryTile> tiles;
-    std::vector<int32_t> counts, list_count, kv_lens, all_count;
+    std::vector<int32_t> counts, list_count, kv_lens, all_count, pages, page_tokens;
     std::vector<int64_t> list_begin, all_begin;
     int64_t num_entries = 0;
     TensorView q;
@@ -144,15 +173,20 @@ class Bench {
     constexpr int kTopics = 48;
     const KvDType dtype = cuda_ ? KvDType::kBF16 : KvDType::kF16;
     const int64_t head = KvHeadPageBytes(dtype, static_cast<int32_t>(dim_));
-    memory_ = Take(backend_->Allocate(2 * head * kv_heads_ * pages_));
+    const int64_t plane = head * kv_heads_;
+    const int64_t summary =
+        (PageSummaryBytes(dtype, static_cast<int32_t>(dim_)) * kv_heads_ + 63) / 64 * 64;
+    const int64_t page_bytes = 2 * plane + (UsesSummaries(score_) ? summary : 0);
+    memory_ = Take(backend_->Allocate(page_bytes * pages_));
     cache_ = {.k = memory_.data(),
-              .v = memory_.as<char>() + head * kv_heads_,
-              .page_stride = 2 * head * kv_heads_,
+              .v = memory_.as<char>() + plane,
+              .page_stride = page_bytes,
               .head_stride = head,
               .num_pages = static_cast<int32_t>(pages_),
               .num_heads = static_cast<int32_t>(kv_heads_),
               .head_dim = static_cast<int32_t>(dim_),
-              .dtype = dtype};
+              .dtype = dtype,
+              .summaries = UsesSummaries(score_) ? memory_.as<char>() + 2 * plane : nullptr};
     struct Head {
       std::vector<float> sink, column;
       std::vector<std::vector<float>> topics;
@@ -167,7 +201,8 @@ class Bench {
     while (static_cast<int64_t>(topic.size()) < pages_) {
       topic.insert(topic.end(), 1 + random_() % 8, static_cast<int>(random_() % kTopics));
     }
-    // Noise is drawn once and read from another place for every row: what counts is that it differs.
+    // Noise is drawn once and read from another place for every row: what counts is that it
+    // differs.
     std::vector<float> noise(1 << 20);
     for (float& x : noise) x = normal_(random_);
     const int64_t group = q_heads_ / kv_heads_;
@@ -212,11 +247,8 @@ class Bench {
                          : View(q_host_.back().data(), Device::kCpu, {chunk_, q_heads_, dim_}));
       const TensorView part = Take(backend_->Resident(host_k));
       Check(backend_->BeginStep({}));
-      Check(backend_->KvWrite({.k = part,
-                               .v = part,
-                               .cache = cache_,
-                               .page_ids = ids.data(),
-                               .slots = slots.data()}));
+      Check(backend_->KvWrite(
+          {.k = part, .v = part, .cache = cache_, .page_ids = ids.data(), .slots = slots.data()}));
       Check(backend_->EndStep());
     }
   }
@@ -226,10 +258,17 @@ class Bench {
     c.q = q_[static_cast<size_t>(at / chunk_)];
     for (int64_t i = 0; i < chunk_; i += 128) {
       c.tiles.push_back({0, static_cast<int32_t>(i), 128, static_cast<int32_t>(at + i)});
-      c.counts.push_back(static_cast<int32_t>(CandidatePages(c.tiles.back())));
+      const int64_t candidates = CandidatePages(c.tiles.back());
+      c.all_count.push_back(static_cast<int32_t>(candidates));
+      c.counts.push_back(static_cast<int32_t>(
+          score_ == PageScore::kMean ? std::min(candidates, top_pages_) : candidates));
     }
+    for (int64_t i = at; i < at + chunk_; i += kPageTokens) {
+      c.pages.push_back(page_table_[static_cast<size_t>(i / kPageTokens)]);
+    }
+    c.page_tokens.assign(c.pages.size(), kPageTokens);
     c.kv_lens = {static_cast<int32_t>(at + chunk_)};
-    for (int64_t h = 0; h < q_heads_; ++h) {
+    for (int64_t h = 0; h < ListHeadCount(); ++h) {
       for (const int32_t count : c.counts) {
         c.list_begin.push_back(c.num_entries);
         c.list_count.push_back(count);
@@ -237,33 +276,42 @@ class Bench {
       }
     }
     c.all_begin.assign(c.tiles.size(), 0);
-    c.all_count = c.counts;
     return c;
   }
 
   PageTable Table() const { return {page_table_.data(), pages_, 1}; }
 
+  int64_t ListHeadCount() const {
+    return list_heads_ == ListHeads::kPerKvHead ? kv_heads_ : q_heads_;
+  }
+
+  // Its pages' summaries are part of what a ranking by them costs.
   void Select(const Chunk& c) {
-    Check(backend_->SelectPages(
-        {.q = c.q,
-         .cache = cache_,
-         .page_table = Table(),
-         .score = antidiagonals_ ? PageScore::kAntidiagonal : PageScore::kVerticalSlash,
-         .list_heads = ListHeads::kPerQHead,
-         .sink_pages = 1,
-         .recent_pages = 1,
-         .scale = Scale(),
-         .mass = antidiagonals_ ? mass_ : 0.0f,
-         .stride = stride_,
-         .segment = segment_,
-         .vertical_pages = budget_,
-         .slash_pages = budget_,
-         .num_tiles = static_cast<int32_t>(c.tiles.size()),
-         .tiles = c.tiles.data(),
-         .counts = c.counts.data(),
-         .list_begin = c.list_begin.data(),
-         .entries = made_.as<int32_t>(),
-         .num_entries = c.num_entries}));
+    if (UsesSummaries(score_)) {
+      Check(backend_->SummarizePages({.cache = cache_,
+                                      .page_ids = c.pages.data(),
+                                      .counts = c.page_tokens.data(),
+                                      .num_pages = static_cast<int32_t>(c.pages.size())}));
+    }
+    Check(backend_->SelectPages({.q = c.q,
+                                 .cache = cache_,
+                                 .page_table = Table(),
+                                 .score = score_,
+                                 .list_heads = list_heads_,
+                                 .sink_pages = 1,
+                                 .recent_pages = 1,
+                                 .scale = Scale(),
+                                 .mass = score_ == PageScore::kAntidiagonal ? mass_ : 0.0f,
+                                 .stride = stride_,
+                                 .segment = segment_,
+                                 .vertical_pages = budget_,
+                                 .slash_pages = budget_,
+                                 .num_tiles = static_cast<int32_t>(c.tiles.size()),
+                                 .tiles = c.tiles.data(),
+                                 .counts = c.counts.data(),
+                                 .list_begin = c.list_begin.data(),
+                                 .entries = made_.as<int32_t>(),
+                                 .num_entries = c.num_entries}));
   }
 
   void Attend(const Chunk& c, bool made) {
@@ -279,10 +327,11 @@ class Bench {
     s.num_tiles = static_cast<int32_t>(c.tiles.size());
     s.tiles = c.tiles.data();
     s.edges = edges_.data();
-    s.entries_made = s.entries_padded = made;
+    s.entries_made = made;
+    s.entries_padded = made && score_ != PageScore::kMean;
     if (made) {
-      s.list_heads = ListHeads::kPerQHead;
-      s.num_list_heads = static_cast<int32_t>(q_heads_);
+      s.list_heads = list_heads_;
+      s.num_list_heads = static_cast<int32_t>(ListHeadCount());
       s.list_begin = c.list_begin.data();
       s.list_count = c.list_count.data();
       s.entries = made_.as<int32_t>();
@@ -383,7 +432,10 @@ class Bench {
 
   const int64_t length_, chunk_, q_heads_, kv_heads_, dim_, width_, ffn_;
   const double wanted_;
-  const bool antidiagonals_;
+  const PageScore score_;
+  const ListHeads list_heads_;
+  const int64_t top_pages_;
+  const bool compare_;
   const int32_t stride_, segment_;
   bool cuda_ = false;
   int64_t pages_ = 0;
