@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Attention kernels beside PyTorch's on the same tensors, in one run: ceilings first, then a table.
 
-Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,density,packed,decode,fp8] [--peers cudnn,flex]
+Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,density,chunk,packed,decode,fp8]
+       [--peers cudnn,flex]
 Rates: prefill counts 4 * 128 * 128 * head size operations for every 128 x 128 tile that a list names
 (tiles on the diagonal whole); decode counts the bytes of the listed keys and values.
 """
@@ -146,20 +147,21 @@ def i32(values):
 
 def prefill_problem(q, k, v, block_mask, list_heads, window=0):
     """q, k, v [heads, tokens, dim]; block_mask [list heads, tiles, tiles] of 128 x 128 blocks, or
-    None for dense causal."""
-    heads, tokens, dim = q.shape
-    tiles_n = (tokens + 127) // 128
+    None for dense causal; then q may be the last rows alone."""
+    heads, tokens, dim = q.shape[0], k.shape[1], q.shape[2]
+    first = tokens - q.shape[1]
+    tiles_n = (q.shape[1] + 127) // 128
     n_pages = tokens // PAGE
     order = torch.randperm(n_pages, device=DEVICE)
     pk, pv = torch.empty_like(paged(k)), torch.empty_like(paged(v))
     pk[order], pv[order] = paged(k), paged(v)
     table = order.to(torch.int32).view(1, -1).contiguous()
     tiles = torch.stack([torch.zeros(tiles_n), torch.arange(tiles_n) * 128,
-                         torch.full((tiles_n,), 128), torch.arange(tiles_n) * 128],
+                         torch.full((tiles_n,), 128), first + torch.arange(tiles_n) * 128],
                         dim=1).to(torch.int32).to(DEVICE).contiguous()
     if block_mask is None:
         begin = torch.zeros(tiles_n, dtype=torch.int64, device=DEVICE)
-        count = ((torch.arange(tiles_n, device=DEVICE) + 1) * 2).to(torch.int32)
+        count = (first // PAGE + (torch.arange(tiles_n, device=DEVICE) + 1) * 2).to(torch.int32)
         entries = torch.arange(n_pages, dtype=torch.int32, device=DEVICE)
         list_n = 1
     else:
@@ -275,6 +277,18 @@ def bench_density(lib, ceiling, tokens, dim=128, heads=32, kv_heads=8):
                tile_flops(active, dim) / ms / 1e9, "TFLOP/s", ceiling,
                note=f"{ratio:.4f} of dense (ours {dense:.1f}, cuDNN {cudnn:.1f} ms)"
                + (f", bar {bar}" if bar else ""))
+
+
+def bench_chunk(lib, ceiling, tokens, dim=128, heads=32, kv_heads=8):
+    """The last rows of a long dense prompt: what a step of a bounded time can compute of it."""
+    q, k, v = qkv(tokens, heads, kv_heads, dim)
+    for rows in (128, 256, 512, 1024, 2048, 8192):
+        plan, run = lib.prefill(prefill_problem(q[:, -rows:], k, v, None, 0))
+        plan()
+        ms = timed(run)
+        pairs = rows // 128 * (tokens // 128) - (rows // 128) * (rows // 128 - 1) // 2
+        report(f"ours last {rows} rows of {tokens // 1024}K d{dim}", ms,
+               tile_flops(pairs * heads, dim) / ms / 1e9, "TFLOP/s", ceiling)
 
 
 def bench_prefill(lib, peers, groups, ceiling, lengths, dim=128, heads=32, kv_heads=8):
@@ -469,7 +483,7 @@ def bench_fp8(lib, flop_ceiling, byte_ceiling, lengths, dim=128, heads=32, kv_he
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
-    parser.add_argument("--groups", default="dense,sparse,window,density,packed,decode")
+    parser.add_argument("--groups", default="dense,sparse,window,density,chunk,packed,decode")
     parser.add_argument("--peers", default="cudnn,flex")
     parser.add_argument("--lengths", default="32768,131072")
     parser.add_argument("--dims", default="128")
@@ -482,6 +496,8 @@ def main():
         bench_prefill(lib, peers, groups, flops, [int(n) for n in args.lengths.split(",")], dim)
         if "density" in groups:
             bench_density(lib, flops, max(int(n) for n in args.lengths.split(",")), dim)
+        if "chunk" in groups:
+            bench_chunk(lib, flops, max(int(n) for n in args.lengths.split(",")), dim)
         if "fp8" in groups:
             bench_fp8(lib, flops, bytes_rate, [int(n) for n in args.lengths.split(",")], dim)
     if "decode" in groups:

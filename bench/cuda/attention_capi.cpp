@@ -1,5 +1,6 @@
 // A flat door to the attention kernels for the benchmark script, which times them beside PyTorch's
 // on the same tensors. Built as a shared library; not part of the product.
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/cuda/attention/attention.h"
@@ -69,8 +70,9 @@ cudaStream_t Stream(int64_t stream) { return reinterpret_cast<cudaStream_t>(stre
 extern "C" {
 
 int64_t ls_prefill_scratch(const Call* c) {
-  return longstride::kernels::cuda::PrefillScratchBytes(static_cast<int32_t>(c->num_tiles),
-                                                        static_cast<int32_t>(c->query_heads));
+  using longstride::kernels::cuda::PrefillScratchBytes;
+  return std::max(PrefillScratchBytes(Params(*c), PrefillLayout::kPlain),
+                  PrefillScratchBytes(Params(*c), PrefillLayout::kPacked));
 }
 int ls_prefill_plan(const Call* c, int packed, void* scratch, int64_t stream) {
   return longstride::kernels::cuda::LaunchPrefillPlan(

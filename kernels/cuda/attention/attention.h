@@ -43,8 +43,9 @@ const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout,
                            KernelPath path = KernelPath::kFast);
 const char* DecodeRefusal(const AttentionParams& p, KernelPath path = KernelPath::kFast);
 
-// Bytes of scratch for a selection of this many tiles.
-int64_t PrefillScratchBytes(int32_t num_tiles, int32_t num_query_heads);
+// Bytes of scratch for a call of these sizes: selection.num_tiles, q's heads, the cache's heads and
+// head size, the page table's stride.
+int64_t PrefillScratchBytes(const AttentionParams& p, PrefillLayout layout);
 
 // Plans do not depend on the path. With `again` the plan is made anew for lists that changed, and the
 // status word stays; its memory is zero before the first time.

@@ -169,7 +169,6 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
   shape.q = shape.out = HalfView(p.q.data, p.cache.dtype, p.q);
   shape.page_table = plan->device.page_table;
   shape.kv_lens = plan->device.kv_lens;
-  const auto heads = static_cast<int32_t>(p.q.shape[1]);
   if (!prompt.empty()) {
     KvSelection& part = plan->prompt.selection;
     part = plan->device.selection;
@@ -192,9 +191,9 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
     }
     const bool padded = s.entries_made && s.entries_padded;
     if (padded) RETURN_IF_ERROR(AwaitLengths(&part, plan));
-    ASSIGN_OR_RETURN(plan->prompt.scratch,
-                     StepMemory(PrefillScratchBytes(part.num_tiles, heads), /*zeroed=*/padded));
     shape.selection = part;
+    ASSIGN_OR_RETURN(plan->prompt.scratch,
+                     StepMemory(PrefillScratchBytes(shape, plan->layout), /*zeroed=*/padded));
     if (padded) {
       plan->padded_shape = shape;
     } else {

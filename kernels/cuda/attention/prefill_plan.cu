@@ -1,5 +1,6 @@
 // The order in which prefill's persistent blocks take their work: by section of KV heads that fit
 // the L2 cache, then longest list first. Order never changes a result, only the time.
+#include "kernels/cuda/attention/edges.cuh"
 #include "kernels/cuda/attention/fp8_sizes.h"
 #include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/prefill_params.h"
@@ -14,9 +15,11 @@ constexpr long long kSectionBytes = 24 << 20;  // about half of the L2 of an H10
 
 struct PlanParams {
   PrefillPlan* plan;
-  uint32_t* order;
+  uint32_t *order, *items, *marks;
   KvSelection selection;
   UnitShape shape;
+  int32_t most_segments;
+  bool shared;
   const int32_t* kv_lens;
   int32_t num_sequences;
   int32_t num_kv_heads;
@@ -26,7 +29,8 @@ struct PlanParams {
 
 struct UnitKey {
   int32_t kv_head;
-  int32_t length;
+  int32_t list_head;
+  int32_t length;  // entries
 };
 
 __device__ UnitKey KeyOf(const PlanParams& p, uint32_t unit) {
@@ -34,12 +38,39 @@ __device__ UnitKey KeyOf(const PlanParams& p, uint32_t unit) {
   const int in_tile = static_cast<int>(unit % p.shape.units_per_tile);
   UnitKey key;
   key.kv_head = in_tile / p.shape.units_per_kv_head;
-  const int list_head = p.selection.list_heads == ListHeads::kShared      ? 0
-                        : p.selection.list_heads == ListHeads::kPerKvHead ? key.kv_head
-                                                                          : in_tile;
-  key.length = max(
-      0, p.selection.list_count[static_cast<int64_t>(list_head) * p.selection.num_tiles + tile]);
+  key.list_head = p.selection.list_heads == ListHeads::kShared      ? 0
+                  : p.selection.list_heads == ListHeads::kPerKvHead ? key.kv_head
+                                                                    : in_tile;
+  const int64_t list = static_cast<int64_t>(key.list_head) * p.selection.num_tiles + tile;
+  key.length = max(0, p.selection.list_count[list]);
   return key;
+}
+
+// The segments of the ordered units, one after the other; a thread has one unit at most.
+__device__ void ListItems(const PlanParams& p, uint32_t units, uint32_t (&sums)[kPlanThreads]) {
+  static_assert(kMostSharedUnits <= kPlanThreads);
+  const uint32_t thread = threadIdx.x;
+  __syncthreads();  // the order is written, the sums are read
+  uint32_t unit = 0, segments = 0;
+  if (thread < units) {
+    unit = p.order[thread];
+    const UnitKey key = KeyOf(p, unit);
+    const int32_t pages = key.length * (p.selection.entry_tokens / kPageTokens);
+    segments = static_cast<uint32_t>(SegmentsOf(p.selection.edges[key.list_head], pages,
+                                                kSegmentPages, p.most_segments));
+  }
+  sums[thread] = segments;
+  __syncthreads();
+  for (uint32_t step = 1; step < kPlanThreads; step *= 2) {
+    const uint32_t add = thread >= step ? sums[thread - step] : 0;
+    __syncthreads();
+    sums[thread] += add;
+    __syncthreads();
+  }
+  const uint32_t begin = sums[thread] - segments;
+  for (uint32_t i = 0; i < segments; ++i) p.items[begin + i] = unit | i << 24;
+  if (thread == kPlanThreads - 1) p.plan->num_items = sums[thread];
+  for (uint32_t i = thread; i < units * (kMathThreads / 32); i += kPlanThreads) p.marks[i] = 0;
 }
 
 __global__ void __launch_bounds__(kPlanThreads) PrefillPlanKernel(const PlanParams p) {
@@ -102,6 +133,7 @@ __global__ void __launch_bounds__(kPlanThreads) PrefillPlanKernel(const PlanPara
   for (uint32_t u = thread; u < units; u += kPlanThreads) {
     p.order[atomicAdd(&bins[bin_of(u)], 1u)] = u;
   }
+  if (p.shared) ListItems(p, units, sums);
 }
 
 const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
@@ -164,9 +196,8 @@ const char* DecodeRefusal(const AttentionParams& p, KernelPath path) {
   return nullptr;
 }
 
-int64_t PrefillScratchBytes(int32_t num_tiles, int32_t num_query_heads) {
-  return static_cast<int64_t>(sizeof(PrefillPlan)) +
-         static_cast<int64_t>(num_tiles) * num_query_heads * 4;
+int64_t PrefillScratchBytes(const AttentionParams& p, PrefillLayout layout) {
+  return MakeScratchLayout(p, layout).bytes;
 }
 
 cudaError_t LaunchPrefillPlan(const AttentionParams& a, PrefillLayout layout, void* scratch,
@@ -175,9 +206,17 @@ cudaError_t LaunchPrefillPlan(const AttentionParams& a, PrefillLayout layout, vo
       PrefillRefusal(a, layout, KernelPath::kPortable) != nullptr) {
     return cudaErrorNotSupported;
   }
+  const ScratchLayout at = MakeScratchLayout(a, layout);
+  const auto words = [&](int64_t offset) {
+    return reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + offset);
+  };
   PlanParams p;
   p.plan = static_cast<PrefillPlan*>(scratch);
-  p.order = reinterpret_cast<uint32_t*>(p.plan + 1);
+  p.order = words(at.order);
+  p.items = words(at.items);
+  p.marks = words(at.marks);
+  p.most_segments = at.most_segments;
+  p.shared = at.shared;
   p.selection = a.selection;
   p.shape = MakeUnitShape(a, layout);
   p.kv_lens = a.kv_lens;

@@ -8,9 +8,15 @@
 // turns by named barriers; FlashAttention-3, arXiv 2407.08608, describes the schedule). Tiles that
 // need no mask skip the mask code; which do is decided by the producer, per tile.
 //
+// A list of more than kSegmentPages is summed segment by segment (prefill_params.h): what the math
+// threads hold after one waits in device memory, in the L2 cache as a rule, for the next, which
+// another block may have taken.
+//
 // Where the cache is e4m3 the producer brings codes into a ring of their own, and the other three
 // warps of its warpgroup turn them into halves, exactly, in the rings that the math warpgroups
 // read.
+#include <algorithm>
+
 #include "kernels/cuda/attention/edges.cuh"
 #include "kernels/cuda/attention/fp8_sizes.h"
 #include "kernels/cuda/attention/fragments.cuh"
@@ -81,6 +87,9 @@ struct Unit {
   int32_t first_position;
   int32_t first_head;
   int32_t kv_len;
+  // In one word, for math threads have no register to spare: segment | segments << 8 | part << 16,
+  // where a list of several segments keeps its sums.
+  uint32_t segment;
   EdgeRule edge;
 };
 
@@ -128,7 +137,11 @@ struct SharedStorage {
 struct KernelParams {
   CUtensorMap q_map, k_map, v_map;
   PrefillPlan* plan;
-  const uint32_t* order;
+  const uint32_t* order;  // of units, or of items where these are shared
+  bool shared;
+  int32_t most_segments;
+  uint32_t* marks;
+  float* parts;
   const int32_t* pages;
   int64_t table_stride;
   const int32_t* kv_lens;
@@ -159,7 +172,7 @@ constexpr int CodeSlots() {
 struct ListWalk {
   const int32_t* entries;
   const int32_t* pages;  // the sequence's row of the page table
-  int32_t num_pages;     // of the list
+  int32_t begin, end;    // of the list's pages
   QuerySpan span;
   EdgeRule edge;
 };
@@ -175,13 +188,12 @@ class Producer {
       : p_(p), s_(s), lane_(static_cast<int>(threadIdx.x) & 31) {}
 
   __device__ void Run() {
-    uint32_t index = blockIdx.x;
-    const uint32_t count = p_.plan->num_units;
+    uint32_t index = blockIdx.x, next = 0, segment = 0;
+    const uint32_t count = p_.shared ? p_.plan->num_items : p_.plan->num_units;
     while (index < count) {
-      uint32_t next = 0;
-      if (lane_ == 0) next = gridDim.x + atomicAdd(&p_.plan->next_unit, 1u);
-      ProduceUnit(p_.order[index]);
-      index = __shfl_sync(0xffffffffu, next, 0);
+      if (segment == 0 && lane_ == 0) next = gridDim.x + atomicAdd(&p_.plan->next_unit, 1u);
+      segment = ProduceSegment(p_.order[index], segment);
+      if (segment == 0) index = __shfl_sync(0xffffffffu, next, 0);
     }
     if (lane_ == 0) {
       BarrierWait(&s_.q_empty, q_.parity ^ 1);
@@ -196,8 +208,11 @@ class Producer {
   }
 
  private:
-  __device__ void ProduceUnit(uint32_t unit) {
+  // A segment of a unit: the one that the item names, or, where blocks take whole units, `segment`.
+  // Returns the one to go on with, 0 for the next item's first.
+  __device__ uint32_t ProduceSegment(uint32_t item, uint32_t segment) {
     const KvSelection& sel = p_.selection;
+    const uint32_t unit = p_.shared ? item & 0xffffff : item;
     const uint32_t tile_index = unit / p_.shape.units_per_tile;
     const int in_tile = static_cast<int>(unit % p_.shape.units_per_tile);
     const int kv_head = in_tile / p_.shape.units_per_kv_head;
@@ -214,11 +229,16 @@ class Producer {
     ListWalk walk;
     walk.entries = sel.entries + sel.list_begin[list];
     walk.pages = p_.pages + tile.sequence * p_.table_stride;
-    walk.num_pages = rows > 0 ? sel.list_count[list] << p_.pages_per_entry_log2 : 0;
+    const int32_t num_pages = sel.list_count[list] << p_.pages_per_entry_log2;
     walk.span.kv_len = p_.kv_lens[tile.sequence];
     walk.span.first_position = tile.first_position + first_row;
     walk.span.last_position = walk.span.first_position + rows - 1;
     walk.edge = sel.edges[list_head];
+    const uint32_t segments = SegmentsOf(walk.edge, num_pages, kSegmentPages, p_.most_segments);
+    if (p_.shared) segment = item >> 24;
+    walk.begin = static_cast<int32_t>(segment) * kSegmentPages;
+    walk.end = segment == segments - 1 ? num_pages : walk.begin + kSegmentPages;
+    if (rows == 0) walk.end = walk.begin;
     if (lane_ == 0) {
       BarrierWait(&s_.q_empty, q_.parity ^ 1);
       Unit& u = s_.unit;
@@ -228,6 +248,7 @@ class Producer {
       u.first_position = walk.span.first_position;
       u.first_head = head;
       u.kv_len = walk.span.kv_len;
+      u.segment = segment | segments << 8 | (p_.shared ? unit : blockIdx.x) << 16;
       u.edge = walk.edge;
       BarrierArriveExpect(&s_.q_full, Storage::kQueryBytes);
       const uint32_t to = SharedAddress(s_.q);
@@ -239,6 +260,7 @@ class Producer {
     }
     q_.Advance();
     WalkList(walk, kv_head);
+    return p_.shared || segment + 1 == segments ? 0 : segment + 1;
   }
 
   // One list position per lane: its logical page (times two, plus one if it needs a mask) and its
@@ -250,7 +272,7 @@ class Producer {
   __device__ Found Find(const ListWalk& w, int32_t at) {
     Found f;
     const int32_t i = at + lane_;
-    if (i >= w.num_pages) return f;
+    if (i >= w.end) return f;
     const int32_t entry = w.entries[i >> p_.pages_per_entry_log2];
     if (entry < 0) return f;
     const int64_t logical = (static_cast<int64_t>(entry) << p_.pages_per_entry_log2) +
@@ -277,8 +299,8 @@ class Producer {
     uint32_t present = 0;  // bit i: page[i]
     int32_t pair = 0;
     bool any = false;
-    Found now = Find(w, 0);
-    for (int32_t at = 0; at < w.num_pages; at += 32) {
+    Found now = Find(w, w.begin);
+    for (int32_t at = w.begin; at < w.end; at += 32) {
       const Found next = Find(w, at + 32);
       for (uint32_t ready = __ballot_sync(0xffffffffu, now.physical >= 0); ready != 0;
            ready &= ready - 1) {
@@ -534,6 +556,7 @@ class MathGroup {
   static constexpr int kKeys = Shape::kPages * kPageTokens;
   static constexpr int kPanels = kHeadDim / kPanelColumns;
   static constexpr bool kQueriesInRegisters = kHeadDim <= 128;
+  static constexpr int64_t kPartFloats = PartFloats(kHeadDim);
 
   __device__ MathGroup(const KernelParams& p, Storage& s, int group)
       : p_(p),
@@ -559,6 +582,11 @@ class MathGroup {
       top[0] = top[1] = NegativeInfinity();
       sum[0] = sum[1] = 0.0f;
       ComputeUnit(u, s, o, top, sum);
+      // Here, where no product is under way: the compiler would serialize products around it.
+      if ((u.segment >> 8 & 0xff) > 1) {
+        FinishSegment(u, o, top, sum);
+        u.rows = 0;
+      }
       if constexpr (!kQueriesInRegisters) Store(u, o, top, sum);
     }
     if constexpr (kQueriesInRegisters) Store(u, o, top, sum);
@@ -779,8 +807,89 @@ class MathGroup {
     for (int i = 0; i < kKeys / 4; ++i) prob[i] = Pack<T>(s[2 * i], s[2 * i + 1]);
   }
 
-  __device__ __forceinline__ void Store(const Unit& u, float (&o)[kHeadDim / 2],
+  __device__ __forceinline__ void Store(const Unit& u, const float (&o)[kHeadDim / 2],
                                         const float (&top)[2], const float (&sum)[2]) {
+    StoreValues(u, top, sum, [&](int i) { return o[i]; });
+  }
+  __device__ __forceinline__ void FinishSegment(const Unit& u, const float (&o)[kHeadDim / 2],
+                                                const float (&top)[2], const float (&sum)[2]) {
+    if ((u.segment & 0xff) == 0) {
+      KeepSegment(u.segment, top, sum, [&](int i) { return o[i]; });
+    } else {
+      MergeSegment(u, o, top, sum);
+    }
+  }
+
+  // Where this thread's sums of a list of several segments lie.
+  __device__ __forceinline__ float* PartOf(uint32_t segment) const {
+    return p_.parts + (segment >> 16) * kPartFloats + (static_cast<int>(threadIdx.x) - 128);
+  }
+  __device__ __forceinline__ uint32_t* MarkOf(uint32_t segment) const {
+    return p_.marks + (segment >> 16) * (kMathThreads / 32) + (threadIdx.x - 128) / 32;
+  }
+  template <typename Value>
+  __device__ __forceinline__ void KeepSegment(uint32_t segment, const float (&top)[2],
+                                              const float (&sum)[2], const Value& value) {
+    float* part = PartOf(segment);
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; ++i) __stcg(part + (4 + i) * kMathThreads, value(i));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      __stcg(part + r * kMathThreads, top[r]);
+      __stcg(part + (2 + r) * kMathThreads, sum[r]);
+    }
+    if (!p_.shared) return;
+    __threadfence();
+    __syncwarp();
+    if (lane_ == 0) PostMark(MarkOf(segment), (segment & 0xff) + 1);
+  }
+  // Adds the segments before this one to it; the last one is stored.
+  __device__ __forceinline__ void MergeSegment(const Unit& u, const float (&o)[kHeadDim / 2],
+                                               const float (&top)[2], const float (&sum)[2]) {
+    const bool last = (u.segment & 0xff) + 1 == (u.segment >> 8 & 0xff);
+    const float* part = PartOf(u.segment);
+    // Items are taken in order: whoever has the segment before runs already.
+    if (p_.shared) {
+      AwaitMark(MarkOf(u.segment), u.segment & 0xff);
+      if (lane_ == 0 && last) *MarkOf(u.segment) = 0;  // for the next launch
+    }
+    float best[2], total[2], before[2], mine[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float top_before = __ldcg(part + r * kMathThreads);
+      const float sum_before = __ldcg(part + (2 + r) * kMathThreads);
+      best[r] = fmaxf(top_before, top[r]);
+      // Exactly 1 for the larger one: a segment in which a row sees nothing changes nothing.
+      before[r] = top_before == best[r] ? 1.0f : Exp2((top_before - best[r]) * factor_);
+      mine[r] = top[r] == best[r] ? 1.0f : Exp2((top[r] - best[r]) * factor_);
+      total[r] = fmaf(sum_before, before[r], sum[r] * mine[r]);
+    }
+    const auto merged = [&](int i) {
+      const int r = i >> 1 & 1;
+      return fmaf(__ldcg(part + (4 + i) * kMathThreads), before[r], o[i] * mine[r]);
+    };
+    if (last) {
+      StoreValues(u, best, total, merged);
+    } else {
+      KeepSegment(u.segment, best, total, merged);
+    }
+  }
+  __device__ __forceinline__ static void AwaitMark(const uint32_t* mark, uint32_t value) {
+    // The vote tells the compiler that the warp stays together: it keeps what all lanes share in
+    // uniform registers.
+    uint32_t now;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(mark) : "memory");
+    } while (!__all_sync(0xffffffffu, now == value));
+  }
+  __device__ __forceinline__ static void PostMark(uint32_t* mark, uint32_t value) {
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(mark), "r"(value) : "memory");
+  }
+
+  // value(i): the sum that register i of a product's result stands for.
+  template <typename Value>
+  __device__ __forceinline__ void StoreValues(const Unit& u, const float (&top)[2],
+                                              const float (&sum)[2], const Value& value) {
     const int t = lane_ & 3;
     float factor[2];
     int64_t row[2];
@@ -818,8 +927,8 @@ class MathGroup {
         uint32_t w[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float* at = o + (g * 4 + i) * 4 + r * 2;
-          w[i] = Pack<T>(at[0] * factor[r], at[1] * factor[r]);
+          const int at = (g * 4 + i) * 4 + r * 2;
+          w[i] = Pack<T>(value(at) * factor[r], value(at + 1) * factor[r]);
         }
         QuadTranspose(w, t);
         if (write[r]) {
@@ -905,7 +1014,8 @@ cudaError_t Launch(const KernelParams& params, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  kernel<<<processors, kThreads, kBytes, stream>>>(params);
+  // No more than there is room for sums of.
+  kernel<<<std::min(processors, kMostSharedUnits), kThreads, kBytes, stream>>>(params);
   return cudaGetLastError();
 }
 
@@ -928,8 +1038,14 @@ cudaError_t LaunchFastPrefill(const AttentionParams& a, PrefillLayout layout, vo
   if (error == cudaSuccess) error = EncodePageMap(a.cache, a.cache.k, PageReads::kShared, &p.k_map);
   if (error == cudaSuccess) error = EncodePageMap(a.cache, a.cache.v, PageReads::kShared, &p.v_map);
   if (error != cudaSuccess) return error;
+  const ScratchLayout at = MakeScratchLayout(a, layout);
+  char* base = static_cast<char*>(scratch);
   p.plan = static_cast<PrefillPlan*>(scratch);
-  p.order = reinterpret_cast<const uint32_t*>(p.plan + 1);
+  p.order = reinterpret_cast<const uint32_t*>(base + (at.shared ? at.items : at.order));
+  p.shared = at.shared;
+  p.most_segments = at.most_segments;
+  p.marks = reinterpret_cast<uint32_t*>(base + at.marks);
+  p.parts = reinterpret_cast<float*>(base + at.parts);
   p.pages = a.page_table.pages;
   p.table_stride = a.page_table.stride;
   p.kv_lens = a.kv_lens;

@@ -48,7 +48,7 @@ void RunPrefill(AttentionCase* c, PrefillLayout layout) {
   const AttentionParams& p = c->params();
   if (const char* why = PrefillRefusal(p, layout, path))
     return Expect(false, c->spec().name + ": " + why);
-  Scratch scratch(PrefillScratchBytes(p.selection.num_tiles, c->spec().query_heads));
+  Scratch scratch(PrefillScratchBytes(p, layout));
   c->Poison();
   Must(LaunchPrefillPlan(p, layout, scratch.data, nullptr), "prefill plan");
   // Twice from one plan, as two layers would.
@@ -156,6 +156,12 @@ void PrefillShapes(int32_t head_dim, DType dtype, bool fp8 = false) {
   s.density = 0.4;
   s.holes = 0.1;
   both(s);
+  // Lists of three and of two segments, the last of a few pages and of one.
+  s = Make("long lists", {{66000, 65990, 10}, {32800, 32780, 20}});
+  s.query_heads = 2;
+  s.kv_heads = 1;
+  s.sinks = true;
+  both(s);
   s = Make("tiles of 64, group 8", {{900, 64, 836}});
   s.query_tile = 64;
   s.query_heads = 16;
@@ -215,34 +221,61 @@ void DecodeShapes(int32_t head_dim, DType dtype, bool fp8 = false) {
 }
 
 // The same rows, bit for bit, whole or cut anywhere.
+void CheckCut(bool fp8, int begin, double density, int window, int cut) {
+  constexpr int kRows = 701;
+  CaseSpec s = Make("prefill cut", {{begin + kRows, begin, kRows}});
+  if (!Wanted(s.name)) return;
+  s.list_heads = ListHeads::kPerQHead;
+  s.density = density;
+  s.fp8 = fp8;
+  if (fp8) s.dtype = DType::kF16;
+  s.edge.window = window;
+  AttentionCase whole(s);
+  RunPrefill(&whole, PrefillLayout::kPlain);
+  const std::vector<uint16_t> all = whole.ReadOut();
+  CaseSpec head = s, tail = s;
+  head.sequences = {{begin + cut, begin, cut}};
+  tail.sequences = {{begin + kRows, begin + cut, kRows - cut}};
+  AttentionCase first(head), second(tail);
+  RunPrefill(&first, PrefillLayout::kPlain);
+  RunPrefill(&second, PrefillLayout::kPlain);
+  std::vector<uint16_t> parts = first.ReadOut();
+  const std::vector<uint16_t> rest = second.ReadOut();
+  parts.insert(parts.end(), rest.begin(), rest.end());
+  const bool same = parts == all;
+  std::printf("%-4s prefill cut at %d + %d, density %.1f: same bits\n", same ? "ok" : "FAIL", begin,
+              cut, density);
+  if (!same) ++failures;
+}
+
 void CutsDoNotMatter(bool fp8) {
-  for (double density : {1.0, 0.4}) {
-    for (int cut : {1, 100, 128, 300, 577}) {
-      CaseSpec s = Make("prefill cut", {{701, 0, 701}});
-      if (!Wanted(s.name)) return;
-      s.list_heads = ListHeads::kPerQHead;
-      s.density = density;
-      s.fp8 = fp8;
-      if (fp8) s.dtype = DType::kF16;
-      s.edge.window = density < 1 ? 0 : 200;
-      AttentionCase whole(s);
-      RunPrefill(&whole, PrefillLayout::kPlain);
-      const std::vector<uint16_t> all = whole.ReadOut();
-      CaseSpec head = s, tail = s;
-      head.sequences = {{cut, 0, cut}};
-      tail.sequences = {{701, cut, 701 - cut}};
-      AttentionCase first(head), second(tail);
-      RunPrefill(&first, PrefillLayout::kPlain);
-      RunPrefill(&second, PrefillLayout::kPlain);
-      std::vector<uint16_t> parts = first.ReadOut();
-      const std::vector<uint16_t> rest = second.ReadOut();
-      parts.insert(parts.end(), rest.begin(), rest.end());
-      const bool same = parts == all;
-      std::printf("%-4s prefill cut at %d, density %.1f: same bits\n", same ? "ok" : "FAIL", cut,
-                  density);
-      if (!same) ++failures;
-    }
+  for (int cut : {1, 100, 128, 300, 577}) {
+    CheckCut(fp8, 0, 1.0, 200, cut);
+    CheckCut(fp8, 0, 0.4, 0, cut);
   }
+  // Across the end of the second segment of a list.
+  for (int cut : {100, 300}) CheckCut(fp8, 65300, 1.0, 0, cut);
+}
+
+// A prompt's few rows at the end of a long list, alone and among so many others that blocks take
+// whole units.
+void SharingDoesNotMatter(bool fp8) {
+  CaseSpec s = Make("prefill company", {{70000, 69850, 150}});
+  if (!Wanted(s.name)) return;
+  s.fp8 = fp8;
+  if (fp8) s.dtype = DType::kF16;
+  AttentionCase alone(s);
+  RunPrefill(&alone, PrefillLayout::kPlain);
+  CaseSpec many = s;
+  for (int i = 0; i < 120; ++i) many.sequences.push_back({40 + i, 20, 20 + i});
+  AttentionCase batch(many);
+  RunPrefill(&batch, PrefillLayout::kPlain);
+  const std::vector<uint16_t> one = alone.ReadOut();
+  std::vector<uint16_t> first = batch.ReadOut();
+  first.resize(one.size());
+  const bool same = one == first;
+  std::printf("%-4s prefill alone or among 121: same bits\n", same ? "ok" : "FAIL");
+  if (!same) ++failures;
 }
 
 // A sequence decodes to the same bits alone and in company.
@@ -281,7 +314,7 @@ void MissingPagesAreReported() {
                     cudaMemcpyHostToDevice),
          "table");
     const AttentionParams& p = c.params();
-    Scratch scratch(PrefillScratchBytes(p.selection.num_tiles, s.query_heads));
+    Scratch scratch(PrefillScratchBytes(p, PrefillLayout::kPlain));
     Must(LaunchPrefillPlan(p, PrefillLayout::kPlain, scratch.data, nullptr), "plan");
     Must(LaunchPrefill(p, PrefillLayout::kPlain, scratch.data, nullptr, path), "prefill");
     Must(cudaDeviceSynchronize(), "missing page");
@@ -329,6 +362,8 @@ void CheckPath() {
   for (int32_t d : fp8_sizes) PrefillShapes(d, DType::kF16, /*fp8=*/true);
   CutsDoNotMatter(/*fp8=*/false);
   CutsDoNotMatter(/*fp8=*/true);
+  SharingDoesNotMatter(/*fp8=*/false);
+  SharingDoesNotMatter(/*fp8=*/true);
   MissingPagesAreReported();
   for (int32_t d : sizes) DecodeShapes(d, DType::kBF16);
   DecodeShapes(128, DType::kF16);
