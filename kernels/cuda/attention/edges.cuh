@@ -36,8 +36,8 @@ __device__ __forceinline__ bool PageIsAhead(const EdgeRule& e, const QuerySpan& 
   return base >= q.kv_len || (e.causal && base > q.last_position);
 }
 
-// Segments that a list of so many pages is summed in. A list that begins where a window does depends
-// on the rows that happen to be computed together, and so would its segments: it is one.
+// Segments that a list of so many pages is summed in. A list that begins where a window does
+// depends on the rows that happen to be computed together, and so would its segments: it is one.
 __device__ __forceinline__ int32_t SegmentsOf(const EdgeRule& e, int32_t list_pages,
                                               int32_t segment_pages, int32_t most) {
   if (e.window != 0 || e.chunk != 0) return 1;

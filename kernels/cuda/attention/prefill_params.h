@@ -55,10 +55,11 @@ struct ScratchLayout {
   int64_t units = 0;
   int32_t most_segments = 1;  // of a list
   bool shared = false;        // blocks take items: segments of units
-  // Byte offsets: the units, longest first, those of one KV head (or of as many as the L2 cache
-  // holds) together; items, unit | segment << 24, a unit's in ascending order; for every unit and
-  // math warp how many segments are merged, 0 between launches; for every shared unit, or else every
-  // block, what a thread's segments so far came to, [2 maxima, 2 sums, head_dim / 2][kMathThreads].
+  // Byte offsets. Of the units, longest first, those of one KV head (or of as many as the L2 cache
+  // holds) together; of the items, unit | segment << 24, a unit's in ascending order; for every unit
+  // and math warp, of how many segments are merged, 0 between launches; for every shared unit, or
+  // else every block, of what a thread's segments came to so far: two maxima, two sums and
+  // head_dim / 2 values, each [kMathThreads].
   int64_t order = 0, items = 0, marks = 0, parts = 0;
   int64_t bytes = 0;
 };

@@ -56,8 +56,8 @@ __device__ void ListItems(const PlanParams& p, uint32_t units, uint32_t (&sums)[
     unit = p.order[thread];
     const UnitKey key = KeyOf(p, unit);
     const int32_t pages = key.length * (p.selection.entry_tokens / kPageTokens);
-    segments = static_cast<uint32_t>(SegmentsOf(p.selection.edges[key.list_head], pages,
-                                                kSegmentPages, p.most_segments));
+    segments = static_cast<uint32_t>(
+        SegmentsOf(p.selection.edges[key.list_head], pages, kSegmentPages, p.most_segments));
   }
   sums[thread] = segments;
   __syncthreads();
