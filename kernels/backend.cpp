@@ -268,6 +268,16 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
                                  p.list_begin != nullptr && p.entries != nullptr &&
                                  p.page_table.pages != nullptr),
             "tiles, counts, lists and a page table", p.num_tiles);
+  if (UsesSummaries(p.score)) {
+    check.That(p.score != PageScore::kCompressedKeys || p.cache.segment_means,
+               "summaries with segment means", 0)
+        .That(p.block_pages == 1 ||
+                  (p.block_pages > 1 && p.score == PageScore::kMean && p.sink_pages == 0 &&
+                   p.recent_pages <= 1 && p.list_heads == ListHeads::kPerQHead),
+              "blocks of 1 page, or of more ranked by mean keys per query head without other forced "
+              "pages",
+              p.block_pages);
+  }
   if (p.score == PageScore::kAntidiagonal) {
     check.That(p.mass > 0 && p.mass <= 1, "a mass above 0 and at most 1", 0)
         .That(p.stride >= 1 && kPageTokens % p.stride == 0, "a stride that divides a page", p.stride);
@@ -302,6 +312,8 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
               "as many entries as are forced or more, and no more than candidates", p.counts[t])
         .That(UsesSummaries(p.score) || p.counts[t] == pages, "room for all candidates",
               p.counts[t])
+        .That(p.score != PageScore::kCompressedKeys || tile.num_rows == 1 || p.counts[t] == pages,
+              "tiles of one row", tile.num_rows)
         .That(p.score != PageScore::kAntidiagonal || tile.num_rows == 1 ||
                   tile.first_position % p.stride == 0,
               "tiles that begin at a multiple of the stride", tile.first_position)

@@ -44,6 +44,9 @@ struct QueryTile {
   int32_t first_position = 0;  // absolute position of row_begin; rows are consecutive
 };
 
+inline constexpr int32_t kNoEntry = -1;
+inline constexpr int32_t kNoSingleRows = INT32_MAX;
+
 struct KvSelection {
   ListHeads list_heads = ListHeads::kShared;
   int32_t num_list_heads = 1;
@@ -69,9 +72,10 @@ struct KvSelection {
   bool entries_made = false;
   // Made lists may end in kNoEntry: how long they are follows from queries too.
   bool entries_padded = false;
+  // From this position on a prompt's rows stand for themselves, too: their tiles have one row. A backend
+  // may compute them with the kernels of generated rows.
+  int32_t single_rows_from = kNoSingleRows;
 };
-
-inline constexpr int32_t kNoEntry = -1;
 
 constexpr bool EdgeAllows(const EdgeRule& r, int64_t i, int64_t j) {
   const bool in_window = j > i - r.window && j < i + r.window;

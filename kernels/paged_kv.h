@@ -49,9 +49,17 @@ constexpr int64_t KvHeadPageBytes(KvDType t, int32_t head_dim) {
 // values, each channel's minimum, maximum and mean over the page's keys as they are stored. Rows
 // are of the cache's type, float32 where that is of 8 bits: minimum and maximum are exact.
 inline constexpr int32_t kSummaryRows = 3;
-constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim) {
+// Where a group asks for segment means, kPageSegments more rows follow: the mean of each run of
+// kSegmentTokens keys (0 where it has none yet). Half the sum of two that follow each other is a
+// compressed key of InfLLM-v2 (PageScore::kCompressedKeys), also where they lie in two pages.
+inline constexpr int32_t kSegmentTokens = 16;
+inline constexpr int32_t kPageSegments = kPageTokens / kSegmentTokens;
+constexpr int32_t SummaryRows(bool segment_means) {
+  return segment_means ? kSummaryRows + kPageSegments : kSummaryRows;
+}
+constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim, bool segment_means = false) {
   const int64_t element = t == KvDType::kF32 || t == KvDType::kQ8 ? 4 : 2;  // f16 of fp8 codes
-  return element * kSummaryRows * head_dim;
+  return element * SummaryRows(segment_means) * head_dim;
 }
 
 // One layer of one cache group. Address of (page p, head h): base + p*page_stride + h*head_stride
@@ -66,7 +74,8 @@ struct PagedKv {
   int32_t num_heads = 0;    // KV heads of the group
   int32_t head_dim = 0;
   KvDType dtype = KvDType::kF32;
-  void* summaries = nullptr;  // or none
+  bool segment_means = false;  // summaries hold them, too
+  void* summaries = nullptr;   // or none
   // Of kFp8: a key is its codes times k_scale, a value times v_scale, both above 0. Summaries are
   // of codes: they rank pages, which a factor does not change.
   float k_scale = 1.0f, v_scale = 1.0f;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -102,6 +103,31 @@ void TakeUpToMass(const SelectPagesParams& p, std::vector<bool> taken,
 }
 
 }  // namespace
+
+void ScoreBlocks(const SelectPagesParams& p, const QueryTile& tile, std::span<float> scores) {
+  const auto width = static_cast<size_t>(p.block_pages);
+  const size_t own = static_cast<size_t>(tile.first_position / kPageTokens) / width * width;
+  for (size_t begin = 0; begin < scores.size(); begin += width) {
+    if (begin >= own) {
+      std::fill(scores.begin() + static_cast<ptrdiff_t>(begin), scores.end(),
+                std::numeric_limits<float>::infinity());
+      return;
+    }
+    const std::span<float> block = scores.subspan(begin, width);
+    float sum = 0.0f;
+    for (const float score : block) sum += score;
+    std::fill(block.begin(), block.end(), sum / static_cast<float>(width));
+  }
+}
+
+float CompressedScore(int64_t page, std::span<const float> weights) {
+  const auto end = std::min<int64_t>((page + 1) * kPageSegments, std::ssize(weights));
+  float best = 0.0f;
+  for (int64_t c = std::max<int64_t>(page * kPageSegments - 1, 0); c < end; ++c) {
+    best = std::max(best, weights[static_cast<size_t>(c)]);
+  }
+  return best;
+}
 
 void TakeByShares(const SelectPagesParams& p, const QueryTile& tile, std::span<const double> shares,
                   int32_t* list) {

@@ -10,6 +10,16 @@
 
 namespace longstride::kernels {
 
+// Scores of the pages [0, scores.size()) as blocks give them: block_pages above 1.
+void ScoreBlocks(const SelectPagesParams& p, const QueryTile& tile, std::span<float> scores);
+
+// kCompressedKeys: how many the row at `position` sees.
+constexpr int64_t CompressedKeys(int64_t position) {
+  return position < 2 * kSegmentTokens - 1 ? 0 : (position + 1) / kSegmentTokens - 1;
+}
+// A page's score, given P[c] of the compressed keys that the row sees.
+float CompressedScore(int64_t page, std::span<const float> weights);
+
 // kAntidiagonal: writes the list of `tile` by its candidates' `shares`. A share that is not a
 // number counts as none; a mass of 1 takes all.
 void TakeByShares(const SelectPagesParams& p, const QueryTile& tile, std::span<const double> shares,

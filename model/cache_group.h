@@ -44,6 +44,7 @@ struct CacheGroup {
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
   bool summaries = false;  // pages carry summaries of their keys (PagedKv::summaries)
+  bool segment_means = false;  // and these the means of segments
   int64_t page_bytes = 0;  // of all layers and heads for one page: K, V and summaries
 };
 
@@ -59,7 +60,9 @@ struct PageCopy {
 inline int64_t LayerPageBytes(const CacheGroup& group, kernels::KvDType dtype) {
   constexpr int64_t kAlignment = 64;
   int64_t bytes = 2 * kernels::KvHeadPageBytes(dtype, group.head_dim);
-  if (group.summaries) bytes += kernels::PageSummaryBytes(dtype, group.head_dim);
+  if (group.summaries) {
+    bytes += kernels::PageSummaryBytes(dtype, group.head_dim, group.segment_means);
+  }
   bytes *= group.num_kv_heads;
   return group.summaries ? (bytes + kAlignment - 1) / kAlignment * kAlignment : bytes;
 }

@@ -77,6 +77,7 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
           .num_heads = groups_[g].num_kv_heads,
           .head_dim = groups_[g].head_dim,
           .dtype = options_.dtype,
+          .segment_means = groups_[g].segment_means,
           .summaries = groups_[g].summaries ? base + 2 * k_bytes : nullptr};
 }
 

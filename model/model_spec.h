@@ -4,6 +4,7 @@
 // name.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -43,6 +44,23 @@ enum class QkNorm : uint8_t {
 
 enum class NormKind : uint8_t { kRms, kLayerNorm };
 
+// InfLLM-v2 (arXiv 2509.24663); what a query reads: model/sparsity/infllm_v2.cpp.
+struct InfLlmV2 {
+  int32_t topk = 0;  // blocks of 64 keys beside the window's, the first ones among them; 0: none
+  int32_t init_blocks = 1;
+  int32_t window = 2048;     // keys: the window / 64 blocks before the query's own are read
+  int32_t dense_len = 8192;  // a query that sees fewer keys reads them all
+  friend auto operator<=>(const InfLlmV2&, const InfLlmV2&) = default;
+};
+
+// MoBA (arXiv 2502.13189); what a query reads: model/sparsity/moba.cpp.
+struct Moba {
+  int32_t chunk = 0;  // keys of a block; 0: none
+  int32_t topk = 0;   // blocks, the query's own among them
+  bool generated = false;  // generated tokens choose too, else they read everything
+  friend auto operator<=>(const Moba&, const Moba&) = default;
+};
+
 // The checkpoint's own sparsity of one layer; what is actually served is the layer's policy
 // (config/sparsity_policy.h), which this is the default of.
 struct NativeSparsity {
@@ -50,6 +68,9 @@ struct NativeSparsity {
   // |i - j| < window.
   int32_t window = 0;
   int32_t chunk = 0;   // Llama 4's chunked attention; 0: none
+  InfLlmV2 infllm_v2;
+  Moba moba;
+  friend auto operator<=>(const NativeSparsity&, const NativeSparsity&) = default;
 };
 
 struct AttentionSpec {

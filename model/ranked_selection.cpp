@@ -73,6 +73,7 @@ kernels::SelectPagesParams RankedSelection::ToSelect() const {
           .list_heads = ranking_->list_heads,
           .sink_pages = ranking_->sink_pages,
           .recent_pages = ranking_->recent_pages,
+          .block_pages = ranking_->block_pages,
           .mass = ranking_->mass,
           .stride = ranking_->stride,
           .segment = ranking_->pooled_rows,
@@ -101,7 +102,8 @@ kernels::KvSelection RankedSelection::View(const int32_t* entries) const {
           .max_list_entries = max_list_entries_,
           .edges = edges_.data(),
           .entries_made = true,
-          .entries_padded = !kernels::UsesSummaries(ranking_->score)};
+          .entries_padded = !kernels::UsesSummaries(ranking_->score),
+          .single_rows_from = ranking_->single_rows_from};
 }
 
 }  // namespace longstride::model

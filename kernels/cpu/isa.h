@@ -139,7 +139,8 @@ struct CpuKernels {
                        const SoftmaxState& into);
 
   // The summary of the first `count` keys of one head's page; see PageSummaryParams.
-  void (*summarize_keys)(KvDType dtype, const void* keys, int64_t count, int64_t dim, void* out);
+  void (*summarize_keys)(KvDType dtype, const void* keys, int64_t count, int64_t dim,
+                         bool segment_means, void* out);
   void (*score_pages)(const PageScoreArgs& args);
   void (*expand_keys)(const FoldScoreArgs& args);  // keys to float32 in scratch alone
   void (*fold_scores)(const FoldScoreArgs& args);

@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/take_pages.h"
 
 namespace longstride::kernels::cpu {
 namespace {
@@ -19,8 +21,15 @@ struct RankedList {
   int32_t count;
   float* q;       // [num_heads, head_dim] the tile's mean
   float* scores;  // [tail_begin]
+  // kCompressedKeys: [num_heads, num_weights] products with segment means, then weights.
+  float* weights;
+  int64_t num_weights;
   int32_t* entries;
 };
+
+int64_t SummaryBytes(const PagedKv& cache) {
+  return PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means);
+}
 
 void PoolQueries(const SelectPagesParams& p, const RankedList& list) {
   const int64_t dim = p.cache.head_dim;
@@ -33,6 +42,31 @@ void PoolQueries(const SelectPagesParams& p, const RankedList& list) {
       for (int64_t d = 0; d < dim; ++d) mean[d] += q[d];
     }
     for (int64_t d = 0; d < dim; ++d) mean[d] /= static_cast<float>(list.tile->num_rows);
+  }
+}
+
+// From products with the means of count + 1 segments to the softmax over `count` compressed keys.
+void SoftmaxOfPairs(float scale, int64_t count, float* x) {
+  float max = -INFINITY, sum = 0.0f;
+  for (int64_t c = 0; c < count; ++c) {
+    x[c] = 0.5f * scale * (x[c] + x[c + 1]);
+    max = std::max(max, x[c]);
+  }
+  for (int64_t c = 0; c < count; ++c) sum += x[c] = std::exp(x[c] - max);
+  const float factor = 1.0f / sum;
+  for (int64_t c = 0; c < count; ++c) x[c] = sum > 0.0f ? x[c] * factor : 0.0f;
+}
+
+// Scores of the list's pages from its query heads' weights.
+void PoolWeights(const RankedList& list) {
+  const int64_t count = list.num_weights - 1;
+  for (int32_t h = 1; h < list.num_heads; ++h) {
+    const float* more = list.weights + h * list.num_weights;
+    for (int64_t c = 0; c < count; ++c) list.weights[c] += more[c];
+  }
+  for (int64_t page = 0; page < list.tail_begin; ++page) {
+    list.scores[page] =
+        CompressedScore(page, {list.weights, static_cast<size_t>(count)});
   }
 }
 
@@ -59,7 +93,7 @@ void TakeBest(int64_t sink_pages, const RankedList& list, std::vector<int32_t>* 
 }  // namespace
 
 absl::Status CpuBackend::DoSummarizePages(const PageSummaryParams& p) {
-  const int64_t summary_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+  const int64_t summary_bytes = SummaryBytes(p.cache);
   const int64_t heads = p.cache.num_heads;
   ForRows(p.num_pages * heads, int64_t{kPageTokens} * p.cache.head_dim, [&](int64_t i) {
     if (p.page_ids[i / heads] == kNoPage) return;
@@ -67,7 +101,7 @@ absl::Status CpuBackend::DoSummarizePages(const PageSummaryParams& p) {
     const int64_t h = i % heads;
     kernels_.summarize_keys(p.cache.dtype,
                             static_cast<const char*>(p.cache.k) + page + h * p.cache.head_stride,
-                            p.counts[i / heads], p.cache.head_dim,
+                            p.counts[i / heads], p.cache.head_dim, p.cache.segment_means,
                             static_cast<char*>(p.cache.summaries) + page + h * summary_bytes);
   });
   return absl::OkStatus();
@@ -94,8 +128,9 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
     size_t list;
     int64_t begin, end;
   };
-  std::vector<Task> tasks;
-  int64_t num_scores = 0;
+  std::vector<Task> tasks;  // runs of pages; of kCompressedKeys, query heads
+  const bool compressed = p.score == PageScore::kCompressedKeys;
+  int64_t num_scores = 0, num_weights = 0;
   for (int32_t t = first_tile; t < end_tile; ++t) {
     if (p.counts[t] == 0) continue;
     const QueryTile& tile = p.tiles[t];
@@ -107,9 +142,12 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
         continue;
       }
       const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
-      for (int64_t begin = 0; begin < tail_begin; begin += kPagesOfTask) {
-        tasks.push_back({lists.size(), begin, std::min(tail_begin, begin + kPagesOfTask)});
+      const int64_t units = compressed ? (per_q_head ? 1 : group) : tail_begin;
+      const int64_t at_once = compressed ? 1 : kPagesOfTask;
+      for (int64_t begin = 0; begin < units; begin += at_once) {
+        tasks.push_back({lists.size(), begin, std::min(units, begin + at_once)});
       }
+      const int64_t weights = compressed ? CompressedKeys(tile.first_position) + 1 : 0;
       lists.push_back({.tile = &tile,
                        .first_head = per_q_head ? h : h * group,
                        .num_heads = per_q_head ? 1 : group,
@@ -118,21 +156,27 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
                        .count = p.counts[t],
                        .q = nullptr,
                        .scores = nullptr,
+                       .weights = nullptr,
+                       .num_weights = weights,
                        .entries = entries});
       num_scores += tail_begin;
+      num_weights += lists.back().num_heads * weights;
     }
   }
   if (lists.empty()) return absl::OkStatus();
 
   const int64_t num_pooled = (end_tile - first_tile) * int64_t{heads} * dim;
   auto* memory = static_cast<float*>(
-      page_scores_.Get((num_scores + num_pooled) * static_cast<int64_t>(sizeof(float))));
+      page_scores_.Get((num_scores + num_pooled + num_weights) * static_cast<int64_t>(sizeof(float))));
   float* scores = memory + num_pooled;
+  float* weights = scores + num_scores;
   for (RankedList& list : lists) {
     list.q = memory;
     list.scores = scores;
     memory += list.num_heads * dim;
     scores += list.tail_begin;
+    list.weights = weights;
+    weights += list.num_heads * list.num_weights;
   }
   const bool small = num_scores * (per_q_head ? 1 : group) * dim < kSmall;
   const auto for_each = [&](size_t count, const auto& fn) {
@@ -142,10 +186,40 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   for_each(lists.size(),
            [&](int64_t i, int) { PoolQueries(p, lists[static_cast<size_t>(i)]); });
   std::atomic<int64_t> missing{-1};
-  const int64_t summary_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+  const int64_t summary_bytes = SummaryBytes(p.cache);
+  const int64_t row_bytes = summary_bytes / SummaryRows(p.cache.segment_means);
+  // The products of one query head with the means of the segments, which the kernel takes for pages' means.
+  const auto weigh_head = [&](const RankedList& list, int64_t head) {
+    const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
+    float* products = list.weights + head * list.num_weights;
+    const void* summaries[kPagesOfTask];
+    for (int64_t begin = 0; begin < list.num_weights; begin += kPagesOfTask) {
+      const int64_t end = std::min(list.num_weights, begin + kPagesOfTask);
+      for (int64_t s = begin; s < end; ++s) {
+        const int64_t page = s / kPageSegments;
+        if (pages[page] < 0 || pages[page] >= p.cache.num_pages) {
+          missing.store(page);
+          return;
+        }
+        summaries[s - begin] = static_cast<const char*>(p.cache.summaries) +
+                               pages[page] * p.cache.page_stride + list.kv_head * summary_bytes +
+                               (kSummaryRows + s % kPageSegments - 2) * row_bytes;
+      }
+      kernels_.score_pages({.dtype = p.cache.dtype,
+                            .kind = PageScore::kMean,
+                            .q = list.q + head * dim,
+                            .heads = 1,
+                            .dim = dim,
+                            .summaries = summaries,
+                            .num_pages = end - begin,
+                            .scores = products + begin});
+    }
+    SoftmaxOfPairs(p.scale, list.num_weights - 1, products);
+  };
   for_each(tasks.size(), [&](int64_t i, int) {
     const Task& task = tasks[static_cast<size_t>(i)];
     const RankedList& list = lists[task.list];
+    if (compressed) return weigh_head(list, task.begin);
     const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
     const void* summaries[kPagesOfTask];
     for (int64_t page = task.begin; page < task.end; ++page) {
@@ -172,7 +246,12 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   }
   std::vector<std::vector<int32_t>> orders(static_cast<size_t>(pool_.num_threads()));
   for_each(lists.size(), [&](int64_t i, int thread) {
-    TakeBest(p.sink_pages, lists[static_cast<size_t>(i)], &orders[static_cast<size_t>(thread)]);
+    const RankedList& list = lists[static_cast<size_t>(i)];
+    if (compressed) PoolWeights(list);
+    if (p.block_pages > 1) {
+      ScoreBlocks(p, *list.tile, {list.scores, static_cast<size_t>(list.tail_begin)});
+    }
+    TakeBest(p.sink_pages, list, &orders[static_cast<size_t>(thread)]);
   });
   return absl::OkStatus();
 }

@@ -71,6 +71,70 @@ float Score(PageScore kind, const std::vector<float>& q, const std::vector<float
   return score;
 }
 
+int64_t SummaryBytes(const PagedKv& cache) {
+  return PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means);
+}
+
+// Means of the first `count` segments of a sequence's keys, [count, head_dim].
+absl::StatusOr<std::vector<float>> SegmentMeans(const SelectPagesParams& p, int32_t sequence,
+                                                int64_t kv_head, int64_t count) {
+  const int64_t dim = p.cache.head_dim;
+  const int64_t row_bytes = SummaryBytes(p.cache) / SummaryRows(true);
+  std::vector<float> means(static_cast<size_t>(count * dim));
+  for (int64_t s = 0; s < count; ++s) {
+    const int32_t id = p.page_table.pages[sequence * p.page_table.stride + s / kPageSegments];
+    if (id < 0 || id >= p.cache.num_pages) {
+      return absl::InternalError(StrCat("SelectPages: logical page ", s / kPageSegments,
+                                        " of sequence ", sequence, " is a candidate but is page ",
+                                        id));
+    }
+    const char* row = static_cast<const char*>(p.cache.summaries) + id * p.cache.page_stride +
+                      kv_head * SummaryBytes(p.cache) +
+                      (kSummaryRows + s % kPageSegments) * row_bytes;
+    DequantizeRow(RowType(p.cache.dtype), row, dim, means.data() + s * dim);
+  }
+  return means;
+}
+
+// Adds exp(s - max) / sum of each of `scores` to (*out)[index / per_cell]; a row that is no numbers
+// adds nothing.
+void AddSoftmax(const std::vector<double>& scores, int64_t per_cell, std::vector<double>* out) {
+  double max = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (const double s : scores) max = std::max(max, s);
+  for (const double s : scores) sum += std::exp(s - max);
+  if (!(sum > 0)) return;
+  for (size_t m = 0; m < scores.size(); ++m) {
+    (*out)[m / static_cast<size_t>(per_cell)] += std::exp(scores[m] - max) / sum;
+  }
+}
+
+// PageScore::kCompressedKeys of a tile of one row.
+absl::Status ScoreByCompressedKeys(const SelectPagesParams& p, const QueryTile& tile,
+                                   const ListHead& list, std::vector<float>* scores) {
+  const int64_t dim = p.cache.head_dim, keys = CompressedKeys(tile.first_position);
+  ASSIGN_OR_RETURN(const std::vector<float> means,
+                   SegmentMeans(p, tile.sequence, list.kv_head, keys + 1));
+  std::vector<double> sums(static_cast<size_t>(keys), 0.0);
+  for (int64_t h = list.first; h < list.first + list.count; ++h) {
+    const float* q = p.q.ptr<float>() + tile.row_begin * p.q.strides[0] + h * p.q.strides[1];
+    std::vector<double> products;
+    for (int64_t c = 0; c < keys; ++c) {
+      double product = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto at = static_cast<size_t>(c * dim + d);
+        product += double{q[d]} * (double{means[at]} + means[at + static_cast<size_t>(dim)]) / 2;
+      }
+      products.push_back(p.scale * product);
+    }
+    AddSoftmax(products, 1, &sums);
+  }
+  const std::vector<float> weights(sums.begin(), sums.end());
+  for (size_t page = 0; page < scores->size(); ++page) {
+    (*scores)[page] = CompressedScore(static_cast<int64_t>(page), weights);
+  }
+  return absl::OkStatus();
+}
+
 // Scores of the pages [0, scores->size()) of a tile's sequence for one list head.
 absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const ListHead& list,
                         std::vector<float>* scores) {
@@ -86,6 +150,7 @@ absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const
     for (float& x : mean) x /= static_cast<float>(tile.num_rows);
     pooled.push_back(std::move(mean));
   }
+  if (p.score == PageScore::kCompressedKeys) return ScoreByCompressedKeys(p, tile, list, scores);
   std::vector<float> summary(static_cast<size_t>(kSummaryRows * dim));
   for (size_t page = 0; page < scores->size(); ++page) {
     const int32_t id = p.page_table.pages[tile.sequence * p.page_table.stride + page];
@@ -94,7 +159,7 @@ absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const
                                         tile.sequence, " is a candidate but is page ", id));
     }
     const char* row = static_cast<const char*>(p.cache.summaries) + id * p.cache.page_stride +
-                      list.kv_head * PageSummaryBytes(p.cache.dtype, p.cache.head_dim);
+                      list.kv_head * SummaryBytes(p.cache);
     DequantizeRow(RowType(p.cache.dtype), row, kSummaryRows * dim, summary.data());
     float best = -std::numeric_limits<float>::infinity();
     for (const std::vector<float>& q : pooled) {
@@ -126,18 +191,6 @@ absl::StatusOr<std::vector<float>> KeysOf(const SelectPagesParams& p, int32_t se
     }
   }
   return keys;
-}
-
-// Adds exp(s - max) / sum of each of `scores` to (*out)[index / per_cell]; a row that is no numbers
-// adds nothing.
-void AddSoftmax(const std::vector<double>& scores, int64_t per_cell, std::vector<double>* out) {
-  double max = -std::numeric_limits<double>::infinity(), sum = 0;
-  for (const double s : scores) max = std::max(max, s);
-  for (const double s : scores) sum += std::exp(s - max);
-  if (!(sum > 0)) return;
-  for (size_t m = 0; m < scores.size(); ++m) {
-    (*out)[m / static_cast<size_t>(per_cell)] += std::exp(scores[m] - max) / sum;
-  }
 }
 
 // PageScore::kAntidiagonal of the tile's candidates.
@@ -300,13 +353,14 @@ absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
 }  // namespace
 
 absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
-  const int64_t row_bytes = PageSummaryBytes(p.cache.dtype, p.cache.head_dim) / kSummaryRows;
+  const int64_t head_bytes = SummaryBytes(p.cache);
+  const int64_t row_bytes = head_bytes / SummaryRows(p.cache.segment_means);
   for (int32_t i = 0; i < p.num_pages; ++i) {
     if (p.page_ids[i] == kNoPage) continue;
     for (int32_t h = 0; h < p.cache.num_heads; ++h) {
       const int64_t page = p.page_ids[i] * p.cache.page_stride;
       const char* keys = static_cast<const char*>(p.cache.k) + page + h * p.cache.head_stride;
-      char* out = static_cast<char*>(p.cache.summaries) + page + h * kSummaryRows * row_bytes;
+      char* out = static_cast<char*>(p.cache.summaries) + page + h * head_bytes;
       for (int32_t d = 0; d < p.cache.head_dim; ++d) {
         float min = KeyValue(p.cache, keys, 0, d);
         float max = min, sum = min;
@@ -319,6 +373,14 @@ absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
         StoreValue(p.cache.dtype, out, d, min);
         StoreValue(p.cache.dtype, out + row_bytes, d, max);
         StoreValue(p.cache.dtype, out + 2 * row_bytes, d, sum / static_cast<float>(p.counts[i]));
+        for (int32_t s = 0; p.cache.segment_means && s < kPageSegments; ++s) {
+          const int32_t begin = s * kSegmentTokens;
+          const int32_t end = std::min(begin + kSegmentTokens, p.counts[i]);
+          sum = 0.0f;
+          for (int32_t slot = begin; slot < end; ++slot) sum += KeyValue(p.cache, keys, slot, d);
+          StoreValue(p.cache.dtype, out + (kSummaryRows + s) * row_bytes, d,
+                     end > begin ? sum / static_cast<float>(end - begin) : 0.0f);
+        }
       }
     }
   }
@@ -359,6 +421,7 @@ absl::Status ReferenceBackend::DoSelectPages(const SelectPagesParams& p) {
       if (p.counts[t] < pages) {
         std::vector<float> scores(static_cast<size_t>(tail_begin));
         RETURN_IF_ERROR(ScorePages(p, tile, ListHeadOf(p, h), &scores));
+        if (p.block_pages > 1) ScoreBlocks(p, tile, scores);
         const auto forced = [&](int32_t page) { return page < p.sink_pages || page >= tail_begin; };
         std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
           if (forced(a) || forced(b)) return forced(a) && !forced(b);

@@ -72,7 +72,8 @@ absl::Status DescribeGguf(const ConfigReader& metadata, ModelSpec* spec) {
 // Numbers of the configuration that are finite as read may not be so in float32.
 absl::Status CheckFinite(const ModelSpec& spec) {
   bool finite = std::isfinite(spec.norm_eps) && std::isfinite(spec.logit_scale) &&
-                std::isfinite(spec.logit_softcap) && std::isfinite(spec.embedding_scale);
+                std::isfinite(spec.logit_softcap) && std::isfinite(spec.embedding_scale) &&
+                std::isfinite(spec.residual_scale);
   for (const LayerSpec& layer : spec.layers) {
     const AttentionSpec& a = layer.attention;
     finite &= std::isfinite(a.scale) && std::isfinite(a.softcap) &&
@@ -101,6 +102,7 @@ const std::vector<Family>& Families() {
       {"gpt_oss", {"gpt_oss"}, {"gpt-oss"}, LoadGptOss},
       {"llama", {"llama"}, {"llama"}, LoadLlama},
       {"llama4_text", {"llama4_text", "llama4"}, {"llama4"}, LoadLlama4},
+      {"minicpm", {"minicpm"}, {}, LoadMiniCpm},
       {"mistral", {"mistral"}, {}, LoadMistral},
       {"modernbert", {"modernbert"}, {}, LoadModernBert},
       {"olmo2", {"olmo2"}, {"olmo2"}, LoadOlmo2},

@@ -1,11 +1,27 @@
 // Llama 1 to 3 and the many checkpoints of the same shape (SmolLM2 among them). GGUF files of this
 // architecture hold q and k with their rows permuted, so that the rotated pairs are interleaved;
-// they also carry Mistral, whose window is then a metadata key.
+// they also carry Mistral, whose window is then a metadata key. A configuration with the keys of
+// MoBA's code (moba_chunk_size, moba_topk) is served with that attention in every layer.
 #include "model/families/families.h"
 #include "model/families/transformer.h"
 
 namespace longstride::model {
 namespace {
+
+constexpr int64_t kMaxMobaChunk = 1 << 20;
+constexpr int64_t kMaxMobaTopK = 1024;
+
+absl::StatusOr<Moba> ReadMoba(const ConfigReader& config) {
+  if (!config.Has("moba_chunk_size") && !config.Has("moba_topk")) return Moba{};
+  ASSIGN_OR_RETURN(const int64_t chunk, config.Int("moba_chunk_size", 1, kMaxMobaChunk));
+  ASSIGN_OR_RETURN(const int64_t topk, config.Int("moba_topk", 1, kMaxMobaTopK));
+  if (chunk % kernels::kPageTokens != 0) {
+    return absl::UnimplementedError(StrCat(config.Place("moba_chunk_size"), " is ", chunk,
+                                           "; only multiples of ", kernels::kPageTokens,
+                                           " are supported"));
+  }
+  return Moba{.chunk = static_cast<int32_t>(chunk), .topk = static_cast<int32_t>(topk)};
+}
 
 absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ASSIGN_OR_RETURN(const ConfigReader config,
@@ -17,7 +33,11 @@ absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   ModelSpec spec = MakeSpec("llama", shape);
   ASSIGN_OR_RETURN(const kernels::Activation activation,
                    ReadActivation(config, "hidden_act", "silu"));
-  for (LayerSpec& layer : spec.layers) layer.mlp.activation = activation;
+  ASSIGN_OR_RETURN(const Moba moba, ReadMoba(config));
+  for (LayerSpec& layer : spec.layers) {
+    layer.mlp.activation = activation;
+    layer.attention.native.moba = moba;
+  }
   ASSIGN_OR_RETURN(const RopeConfig rope, ReadHfRope(config, "full_attention", 10000.0));
   RETURN_IF_ERROR(AddRope(rope, shape, /*interleaved=*/false, &spec));
   TensorNames names = HfNames("model.");

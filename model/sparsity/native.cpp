@@ -5,13 +5,18 @@ namespace longstride::model {
 
 PatternOr MakeNative(const PatternPolicy& policy, const PatternContext& context) {
   RETURN_IF_ERROR(policy.CheckKnown({}));
-  // A window or chunk that spans the served context masks nothing: dense, so that such layers share
+  // What masks nothing in the served context is dense, so that such layers share
   // a cache group with full ones.
-  if (context.native_chunk > 0 && context.native_chunk < context.max_positions) {
-    return NewChunked(context.native_chunk);
+  const NativeSparsity& native = context.native;
+  std::unique_ptr<SparsePattern> learned;
+  if (native.chunk > 0 && native.chunk < context.max_positions) return NewChunked(native.chunk);
+  if (native.window > 0 && native.window < context.max_positions) {
+    return NewWindow(native.window, 0, context.causal);
   }
-  if (context.native_window > 0 && context.native_window < context.max_positions) {
-    return NewWindow(context.native_window, 0, context.causal);
+  if (native.infllm_v2.topk > 0) learned = NewInfLlmV2(native.infllm_v2);
+  if (native.moba.chunk > 0) learned = NewMoba(native.moba);
+  if (learned != nullptr && learned->ranking()->single_rows_from < context.max_positions) {
+    return learned;
   }
   return NewDense(context.causal);
 }

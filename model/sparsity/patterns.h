@@ -25,11 +25,15 @@ PatternOr MakeBlockTopK(const PatternPolicy& policy, const PatternContext& conte
 PatternOr MakeXAttention(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeSpargeAttn(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeVerticalSlash(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeInfLlmV2(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeMoba(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.
 std::unique_ptr<SparsePattern> NewDense(bool causal = true);
 std::unique_ptr<SparsePattern> NewWindow(int32_t window, int32_t sink_tokens, bool causal = true);
 std::unique_ptr<SparsePattern> NewChunked(int32_t chunk);
+std::unique_ptr<SparsePattern> NewInfLlmV2(const InfLlmV2& native);
+std::unique_ptr<SparsePattern> NewMoba(const Moba& native);
 
 // Largest value that window, chunk, stride and the like may take.
 inline constexpr int64_t kMaxPatternTokens = int64_t{1} << 28;

@@ -33,6 +33,10 @@ const std::vector<PatternFactory>& PatternRegistry() {
       {"vertical_slash",
        "prompts read the columns and diagonals that the last queries of a segment attend to",
        MakeVerticalSlash},
+      {"infllm_v2",
+       "the first blocks, a window, and those whose compressed keys get most attention (MiniCPM4)",
+       MakeInfLlmV2},
+      {"moba", "the query's own block and those whose mean key suits it best (MoBA)", MakeMoba},
   };
   return kPatterns;
 }

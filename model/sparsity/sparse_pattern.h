@@ -16,6 +16,7 @@
 #include "kernels/op_params.h"
 #include "model/cache_group.h"
 #include "model/model_input.h"
+#include "model/model_spec.h"
 
 namespace longstride::model {
 
@@ -42,6 +43,11 @@ struct PageRanking {
   kernels::ListHeads list_heads = kernels::ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
+  int32_t block_pages = 1;
+  // From this position on every row of a prompt has a list of its own (KvSelection::single_rows_from).
+  int32_t single_rows_from = kernels::kNoSingleRows;
+  // Generated rows read what a prompt's would in their place.
+  bool generated_alike = false;
   // Prompt rows choose by their tile's (or segment's) queries together: prompts are then computed and
   // shared in whole runs of this many positions. 1: every row of a prompt stands for itself.
   int32_t pooled_rows = 1;
@@ -128,8 +134,7 @@ class SparsePattern {
 struct PatternContext {
   HeadRange heads;              // query heads served by this instance
   int32_t num_query_heads = 0;  // of the whole layer
-  int32_t native_window = 0;
-  int32_t native_chunk = 0;
+  NativeSparsity native;
   int32_t max_positions = 0;
   bool causal = true;  // false: queries also read ahead (encoders)
 };

@@ -34,9 +34,19 @@ Retention Union(const Retention& a, const Retention& b) {
   return {};
 }
 
-bool NeedsSummaries(const SparsePattern& pattern) {
+// What pages carry beside keys and values.
+struct Summaries {
+  bool any = false;
+  bool segment_means = false;
+  bool operator==(const Summaries&) const = default;
+};
+
+void AddSummaries(const SparsePattern& pattern, Summaries* out) {
   const PageRanking* ranking = pattern.ranking();
-  return ranking != nullptr && kernels::UsesSummaries(ranking->score);
+  if (ranking == nullptr) return;
+  out->any = out->any || kernels::UsesSummaries(ranking->score);
+  out->segment_means =
+      out->segment_means || ranking->score == kernels::PageScore::kCompressedKeys;
 }
 
 // A run of query heads of one layer under one rule, whole KV heads or a part of one.
@@ -104,14 +114,12 @@ class Resolver {
                          heads.first,
                          heads.count,
                          attention.num_heads,
-                         attention.native.window,
-                         attention.native.chunk};
+                         attention.native};
     auto it = memo_.find(key);
     if (it == memo_.end()) {
       const PatternContext context = {.heads = heads,
                                       .num_query_heads = attention.num_heads,
-                                      .native_window = attention.native.window,
-                                      .native_chunk = attention.native.chunk,
+                                      .native = attention.native,
                                       .max_positions = plan_->max_context,
                                       .causal = spec_.causal};
       ASSIGN_OR_RETURN(std::unique_ptr<SparsePattern> made, MakePattern(RulePolicy(rule), context));
@@ -124,7 +132,7 @@ class Resolver {
   int32_t PatternIndex(int32_t layer, int rule, HeadRange heads) {
     const AttentionSpec& attention = Attention(layer);
     const auto it = memo_.find({rule, heads.first, heads.count, attention.num_heads,
-                                attention.native.window, attention.native.chunk});
+                                attention.native});
     const std::string text = it->second->Describe();
     const auto [known, added] =
         pattern_index_.try_emplace(text, static_cast<int32_t>(plan_->patterns.size()));
@@ -168,7 +176,7 @@ class Resolver {
 
     struct Keep {
       Retention retention;
-      bool summaries = false;
+      Summaries summaries;
       bool operator==(const Keep&) const = default;
     };
     std::vector<Keep> keep(static_cast<size_t>(attention.num_kv_heads));
@@ -179,7 +187,7 @@ class Resolver {
         const auto kv = static_cast<size_t>(h / per_kv);
         Retention& retention = keep[kv].retention;
         retention = seen[kv] ? Union(retention, pattern->retention()) : pattern->retention();
-        keep[kv].summaries = keep[kv].summaries || NeedsSummaries(*pattern);
+        AddSummaries(*pattern, &keep[kv].summaries);
         seen[kv] = true;
       }
     }
@@ -232,11 +240,13 @@ class Resolver {
     plan->segments.push_back(segment);
   }
 
-  int32_t GroupIndex(int32_t layer, const Retention& keep, bool summaries, HeadRange kv) {
+  int32_t GroupIndex(int32_t layer, const Retention& keep, const Summaries& summaries,
+                     HeadRange kv) {
     const int32_t head_dim = Attention(layer).head_dim;
     for (size_t g = 0; g < plan_->groups.size(); ++g) {
       CacheGroup& group = plan_->groups[g];
-      if (group.retention == keep && group.summaries == summaries &&
+      if (group.retention == keep && group.summaries == summaries.any &&
+          group.segment_means == summaries.segment_means &&
           group.first_kv_head == kv.first && group.num_kv_heads == kv.count &&
           group.head_dim == head_dim) {
         group.layers.push_back(layer);
@@ -249,7 +259,8 @@ class Resolver {
                              .first_kv_head = kv.first,
                              .num_kv_heads = kv.count,
                              .head_dim = head_dim,
-                             .summaries = summaries,
+                             .summaries = summaries.any,
+                             .segment_means = summaries.segment_means,
                              .page_bytes = 0});
     return static_cast<int32_t>(plan_->groups.size()) - 1;
   }
@@ -269,7 +280,7 @@ class Resolver {
     for (CacheGroup& group : plan_->groups) {
       group.page_bytes = static_cast<int64_t>(group.layers.size()) * LayerPageBytes(group, dtype);
       group.name = RetentionName(group.retention);
-      if (group.summaries) group.name += "_summaries";
+      if (group.summaries) group.name += group.segment_means ? "_segments" : "_summaries";
       ++uses[group.name];
     }
     for (CacheGroup& group : plan_->groups) {
@@ -287,7 +298,7 @@ class Resolver {
     for (const auto& pattern : plan_->patterns) {
       const PageRanking* ranking = pattern->ranking();
       if (ranking == nullptr) continue;
-      plan_->one_numerics_class = false;
+      if (!ranking->generated_alike) plan_->one_numerics_class = false;
       plan_->chunk_alignment = std::max(plan_->chunk_alignment, ranking->pooled_rows);
     }
   }
@@ -304,7 +315,7 @@ class Resolver {
     return text;
   }
 
-  using MemoKey = std::tuple<int, int32_t, int32_t, int32_t, int32_t, int32_t>;
+  using MemoKey = std::tuple<int, int32_t, int32_t, int32_t, NativeSparsity>;
   const SparsityPolicy& policy_;
   const ModelSpec& spec_;
   SparsityPlan* plan_;

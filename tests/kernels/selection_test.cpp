@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "tests/kernels/mirrored_backend.h"
@@ -40,7 +41,7 @@ struct SelectionCase {
 struct Request {
   PageScore score = PageScore::kBound;
   ListHeads list_heads = ListHeads::kPerKvHead;
-  int32_t sink_pages = 0, recent_pages = 1;
+  int32_t sink_pages = 0, recent_pages = 1, block_pages = 1;
   float mass = 0.0f, scale = 0.0f;
   int32_t stride = 0, segment = 0, vertical_pages = 0, slash_pages = 0;
   float divergence = 0.0f, similarity = 0.0f;
@@ -87,7 +88,9 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     }
     const int64_t head_bytes = KvHeadPageBytes(c.dtype, c.dim);
     const int64_t plane = head_bytes * c.kv_heads;
-    const int64_t summaries = PageSummaryBytes(c.dtype, c.dim) * c.kv_heads;
+    c.cache.segment_means = RandomInt(0, 1) == 1;
+    const int64_t summaries =
+        PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means) * c.kv_heads;
     const int64_t page = (2 * plane + summaries + 63) / 64 * 64;
     const auto num_pages = static_cast<int32_t>(used + 3);
     c.memory = std::make_shared<Buffer>(*backend_->Reserve(page * num_pages));
@@ -101,6 +104,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
                .num_heads = c.kv_heads,
                .head_dim = c.dim,
                .dtype = c.dtype,
+               .segment_means = c.cache.segment_means,
                .summaries = base + 2 * plane};
     std::vector<int32_t> ids(num_pages);
     std::iota(ids.begin(), ids.end(), 0);
@@ -164,9 +168,9 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
 
   // A stored summary value.
   static float Summary(const SelectionCase& c, int32_t page, int32_t head, int row, int32_t d) {
-    const int64_t bytes = PageSummaryBytes(c.dtype, c.dim);
+    const int64_t bytes = PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means);
     const char* at = static_cast<const char*>(c.cache.summaries) + page * c.cache.page_stride +
-                     head * bytes + row * (bytes / kSummaryRows);
+                     head * bytes + row * (bytes / SummaryRows(c.cache.segment_means));
     if (c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8) {
       return HalfToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
     }
@@ -221,6 +225,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
             .list_heads = r.list_heads,
             .sink_pages = r.sink_pages,
             .recent_pages = r.recent_pages,
+            .block_pages = r.block_pages,
             .scale = r.scale,
             .mass = r.mass,
             .stride = r.stride,
@@ -540,13 +545,23 @@ TEST_P(SelectionTest, SummariesAreThoseOfTheStoredKeys) {
             const int32_t page = c.PageOf(s, begin);
             ASSERT_EQ(Summary(c, page, h, 0, d), min);
             ASSERT_EQ(Summary(c, page, h, 1, d), max);
-            const float mean = sum / static_cast<float>(end - begin);
-            const bool halves = c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8;
-            const float rounded = halves ? HalfToFloat(FloatToHalf(mean))
-                                  : c.dtype == KvDType::kBF16
-                                      ? Bfloat16ToFloat(FloatToBfloat16(mean))
-                                      : mean;
-            ASSERT_EQ(Summary(c, page, h, 2, d), rounded);
+            const auto rounded = [&](float mean) {
+              const bool halves = c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8;
+              return halves                       ? HalfToFloat(FloatToHalf(mean))
+                     : c.dtype == KvDType::kBF16 ? Bfloat16ToFloat(FloatToBfloat16(mean))
+                                                 : mean;
+            };
+            ASSERT_EQ(Summary(c, page, h, 2, d), rounded(sum / static_cast<float>(end - begin)));
+            for (int run = 0; c.cache.segment_means && run < 4; ++run) {
+              float total = 0.0f;
+              int count = 0;
+              for (int64_t j = begin + 16 * run; j < std::min(begin + 16 * run + 16, end); ++j) {
+                total += c.Key(s, j, h)[d];
+                ++count;
+              }
+              ASSERT_EQ(Summary(c, page, h, 3 + run, d),
+                        rounded(count == 0 ? 0.0f : total / static_cast<float>(count)));
+            }
           }
         }
       }
@@ -592,6 +607,147 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
           } else {
             best_left = std::max(best_left, scores[page]);
           }
+        }
+        ASSERT_GE(worst_taken, best_left - slack);
+      }
+    }
+  }
+}
+
+// The pages that the attention to compressed keys favours, by the formula of op_params.h.
+TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
+  for (int trial = 0; trial < 40; ++trial) {
+    SelectionCase c;
+    do {
+      c = RandomCase({64 * RandomInt(4, 9) + RandomInt(-1, 1), RandomInt(300, 2500)});
+    } while (!c.cache.segment_means);
+    Request r;
+    r.score = PageScore::kCompressedKeys;
+    r.list_heads = RandomInt(0, 2) > 0 ? ListHeads::kPerKvHead : ListHeads::kPerQHead;
+    r.sink_pages = RandomInt(0, 2);
+    r.recent_pages = RandomInt(1, 3);
+    r.scale = 2.0f / std::sqrt(static_cast<float>(c.dim));
+    SCOPED_TRACE(testing::Message()
+                 << "trial " << trial << " heads " << c.q_heads << "/" << c.kv_heads << " dim "
+                 << c.dim << " dtype " << KvDTypeName(c.dtype));
+    for (size_t s = 0; s < c.kv_lens.size(); ++s) {
+      // A tile that takes everything, and single rows around the edges of segments and pages.
+      r.tiles.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r.rows), 5, 0});
+      r.counts.push_back(1);
+      r.rows += 5;
+      const int64_t last = c.kv_lens[s] - 1;
+      for (const int64_t at : {last, last - 1, last / 16 * 16, last / 16 * 16 - 1, last / 64 * 64 - 1,
+                               last / 64 * 64 - 2, int64_t{RandomInt(31, 250)}}) {
+        const QueryTile tile = {static_cast<int32_t>(s), static_cast<int32_t>(r.rows), 1,
+                                static_cast<int32_t>(at)};
+        const auto least = static_cast<int32_t>(ForcedPages(tile, r.sink_pages, r.recent_pages));
+        r.tiles.push_back(tile);
+        r.counts.push_back(RandomInt(least, static_cast<int32_t>(CandidatePages(tile))));
+        ++r.rows;
+      }
+    }
+    r.q = Normal(r.rows * c.q_heads * c.dim);
+    Layout(c, r);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    const double slack = c.dtype == KvDType::kBF16                              ? 0.05
+                         : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
+                                                                                : 1e-4;
+    const int32_t group = c.q_heads / c.kv_heads;
+    const bool per_kv = r.list_heads == ListHeads::kPerKvHead;
+    for (int32_t h = 0; h < r.num_lists(c); ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const QueryTile& tile = r.tiles[t];
+        const std::vector<int32_t> list = r.List(h, t);
+        const int64_t i = tile.first_position + tile.num_rows - 1, pages = i / 64 + 1;
+        ASSERT_TRUE(std::is_sorted(list.begin(), list.end()));
+        ASSERT_EQ(std::adjacent_find(list.begin(), list.end()), list.end());
+        ASSERT_GE(list.front(), 0);
+        ASSERT_EQ(list.back(), pages - 1);
+        if (r.counts[t] == pages) continue;
+        // Compressed keys whose 32 keys the row sees.
+        std::vector<double> sums;
+        for (int64_t first = 0; first + 31 <= i; first += 16) sums.push_back(0.0);
+        for (int32_t q = per_kv ? h * group : h; q < (per_kv ? (h + 1) * group : h + 1); ++q) {
+          std::vector<double> weights;
+          double total = 0;
+          for (size_t n = 0; n < sums.size(); ++n) {
+            double s = 0;
+            for (int64_t j = static_cast<int64_t>(n) * 16; j < static_cast<int64_t>(n) * 16 + 32; ++j) {
+              for (int32_t d = 0; d < c.dim; ++d) {
+                s += r.q[(tile.row_begin * c.q_heads + q) * c.dim + d] *
+                     c.Key(tile.sequence, j, q / group)[d] / 32.0;
+              }
+            }
+            weights.push_back(std::exp(s * r.scale));
+            total += weights.back();
+          }
+          for (size_t n = 0; n < sums.size(); ++n) sums[n] += weights[n] / total;
+        }
+        double worst_taken = 1e30, best_left = 0;
+        for (int64_t page = 0; page < pages; ++page) {
+          const bool listed = std::binary_search(list.begin(), list.end(), page);
+          if (page < r.sink_pages || page >= pages - r.recent_pages) {
+            ASSERT_TRUE(listed) << "page " << page << " is forced";
+            continue;
+          }
+          double score = 0;
+          for (int64_t n = 4 * page - 1; n < 4 * page + 4; ++n) {
+            if (n >= 0 && n < static_cast<int64_t>(sums.size())) score = std::max(score, sums[n]);
+          }
+          if (listed) worst_taken = std::min(worst_taken, score);
+          if (!listed) best_left = std::max(best_left, score);
+        }
+        // Shares of attention: their error grows with them.
+        ASSERT_GE(worst_taken, best_left * (1 - 4 * slack) - 1e-6) << "row at " << i;
+      }
+    }
+  }
+}
+
+// Whole blocks of pages by their mean key; the block of the query first.
+TEST_P(SelectionTest, TakesWholeBlocksByTheirMeanKeys) {
+  for (int trial = 0; trial < 30; ++trial) {
+    SelectionCase c = RandomCase({64 * RandomInt(9, 30) + RandomInt(-1, 1)});
+    const int32_t width = RandomInt(2, 4);
+    Request r;
+    r.score = PageScore::kMean;
+    r.list_heads = ListHeads::kPerQHead;
+    r.block_pages = width;
+    const int64_t last = c.kv_lens[0] - 1;
+    for (const int64_t at : {last, last - RandomInt(1, 300)}) {
+      const int64_t own = at / 64 / width;
+      const int64_t blocks = RandomInt(1, static_cast<int32_t>(own));
+      r.tiles.push_back({0, static_cast<int32_t>(r.rows++), 1, static_cast<int32_t>(at)});
+      r.counts.push_back(static_cast<int32_t>((blocks - 1) * width + at / 64 - own * width + 1));
+    }
+    r.q = Normal(r.rows * c.q_heads * c.dim);
+    Layout(c, r);
+    ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
+    const double slack = c.dtype == KvDType::kBF16                              ? 0.05
+                         : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
+                                                                                : 1e-4;
+    for (int32_t h = 0; h < c.q_heads; ++h) {
+      for (size_t t = 0; t < r.tiles.size(); ++t) {
+        const std::vector<int32_t> list = r.List(h, t);
+        const std::set<int32_t> listed(list.begin(), list.end());
+        const int64_t at = r.tiles[t].first_position, own = at / 64 / width;
+        double worst_taken = 1e30, best_left = -1e30;
+        for (int64_t block = 0; block <= own; ++block) {
+          const int64_t end = std::min((block + 1) * width, at / 64 + 1);
+          int64_t pages = 0;
+          for (int64_t page = block * width; page < end; ++page) pages += listed.contains(static_cast<int32_t>(page));
+          ASSERT_TRUE(pages == 0 || pages == end - block * width) << "block " << block;
+          ASSERT_TRUE(block < own || pages > 0);
+          if (block == own) continue;
+          double score = 0;
+          for (int64_t j = block * width * 64; j < end * 64; ++j) {
+            for (int32_t d = 0; d < c.dim; ++d) {
+              score += r.q[(t * c.q_heads + h) * c.dim + d] *
+                       c.Key(0, j, h / (c.q_heads / c.kv_heads))[d] / (64.0 * width);
+            }
+          }
+          (pages > 0 ? worst_taken : best_left) = pages > 0 ? std::min(worst_taken, score)
+                                                            : std::max(best_left, score);
         }
         ASSERT_GE(worst_taken, best_left - slack);
       }
@@ -1178,6 +1334,16 @@ TEST_P(SelectionTest, RefusesWhatBreaksTheContract) {
               HasSubstr("a tile inside the step's rows"));
   EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) { p.cache.summaries = nullptr; }),
               HasSubstr("a cache with summaries"));
+  EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) {
+                p.score = PageScore::kCompressedKeys;
+                p.cache.segment_means = false;
+              }),
+              HasSubstr("summaries with segment means"));
+  EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) {
+                p.block_pages = 2;
+                p.score = PageScore::kBound;
+              }),
+              HasSubstr("blocks of 1 page"));
   EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) { p.list_heads = ListHeads::kShared; }),
               HasSubstr("lists per KV head"));
   EXPECT_THAT(refusal([](SelectPagesParams& p, Request&) { p.num_entries = 3; }),

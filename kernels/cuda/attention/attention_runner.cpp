@@ -162,7 +162,8 @@ absl::Status AttentionRunner::SplitTiles(const AttentionParams& p, Plan* plan) {
   std::vector<int32_t> prompt, generated;
   for (int32_t t = 0; t < s.num_tiles; ++t) {
     const bool is_generated = p.generated != nullptr && p.generated[s.tiles[t].sequence] != 0;
-    (is_generated ? generated : prompt).push_back(t);
+    const bool alone = is_generated || s.tiles[t].first_position >= s.single_rows_from;
+    (alone ? generated : prompt).push_back(t);
   }
   AttentionParams shape = p;
   shape.counters = nullptr;

@@ -37,15 +37,21 @@ absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
                    arrays.OnDevice(p.page_table.pages,
                                    p.page_table.num_sequences * p.page_table.stride));
   if (!UsesSummaries(p.score)) return SelectByShares(p, d, arrays, context);
+  const bool compressed = p.score == PageScore::kCompressedKeys;
+  const int64_t scores_of_page = list_heads + (compressed ? heads * kPageSegments : 0);
   const auto at_once = static_cast<int32_t>(std::clamp<int64_t>(
-      kMaxScores / (list_heads * launch.max_pages), 1, std::min(p.num_tiles, 32768)));
+      kMaxScores / (scores_of_page * launch.max_pages), 1, std::min(p.num_tiles, 32768)));
   for (int32_t t = 0; t < p.num_tiles; t += at_once) {
     launch.first_tile = t;
     launch.num_tiles = std::min(at_once, p.num_tiles - t);
     Scratch scratch(context);
     ASSIGN_OR_RETURN(launch.scores,
                      scratch.Take<float>(list_heads * launch.num_tiles * launch.max_pages));
-    if (!launch.one_row) {
+    if (compressed) {
+      ASSIGN_OR_RETURN(launch.products, scratch.Take<float>(launch.num_tiles * heads *
+                                                            launch.max_pages * kPageSegments));
+      ASSIGN_OR_RETURN(launch.norms, scratch.Take<float>(launch.num_tiles * heads * 2));
+    } else if (!launch.one_row) {
       ASSIGN_OR_RETURN(launch.pooled, scratch.Take<float>(launch.num_tiles * heads *
                                                           int64_t{p.cache.head_dim}));
     }

@@ -29,6 +29,7 @@ struct SelectShape {
   int32_t list_heads, heads_per_list;
   int32_t group;  // query heads of a KV head
   int32_t pages_of_block;
+  int32_t summary_rows;  // of a page and KV head
 };
 
 __global__ void PoolKernel(const SelectShape s) {
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(kScoreThreads) ScoreKernel(const SelectShape s
       rows[i] = !exists ? nullptr
                         : reinterpret_cast<const T*>(static_cast<const char*>(s.p.cache.summaries) +
                                                      id * s.p.cache.page_stride) +
-                              kv_head * kSummaryRows * dim;
+                              kv_head * s.summary_rows * dim;
     }
     for (int32_t h0 = 0; h0 < heads; h0 += kHeadsAtOnce) {
       float acc[2][kHeadsAtOnce] = {};
@@ -223,6 +224,32 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   WriteLargest(sinks, tail, score_at, largest, out + sinks, shared);
 }
 
+// From the pages' scores to their blocks' (SelectPagesParams::block_pages): a thread for each block.
+__global__ void BlockScoreKernel(const SelectShape s) {
+  BeginOverlapped();
+  const int32_t local = static_cast<int32_t>(blockIdx.z);
+  const int32_t tile_index = s.launch.first_tile + local;
+  const QueryTile tile = s.p.tiles[tile_index];
+  const int32_t count = s.p.counts[tile_index], tail = TailBegin(tile, s.p.recent_pages);
+  if (count == 0 || count == Candidates(tile)) return;
+  const int32_t width = s.p.block_pages;
+  const int32_t begin = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x) * width;
+  if (begin >= tail) return;
+  float* scores = s.launch.scores +
+                  (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) *
+                      s.launch.max_pages;
+  const int32_t own = tile.first_position / kPageTokens / width * width;
+  const int32_t end = begin >= own ? tail : begin + width;
+  if (begin > own) return;
+  float score = -NegativeInfinity();
+  if (begin < own) {
+    float sum = 0.0f;
+    for (int32_t page = begin; page < end; ++page) sum += scores[page];
+    score = __fdiv_rn(sum, static_cast<float>(width)) + 0.0f;
+  }
+  for (int32_t page = begin; page < end; ++page) scores[page] = score;
+}
+
 template <typename T>
 cudaError_t LaunchScores(const SelectShape& s, dim3 blocks, int shared, cudaStream_t stream) {
   const auto kernel = s.p.score == PageScore::kMean ? ScoreKernel<T, PageScore::kMean>
@@ -243,13 +270,14 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
   SelectShape s;
   s.p = p;
   s.launch = launch;
+  s.summary_rows = SummaryRows(p.cache.segment_means);
   const auto heads = static_cast<int32_t>(p.q.shape[1]);
   s.group = heads / p.cache.num_heads;
   s.list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
   s.heads_per_list = heads / s.list_heads;
   const auto tiles = static_cast<unsigned>(launch.num_tiles);
   const auto lists = static_cast<unsigned>(s.list_heads);
-  if (!launch.one_row) {
+  if (!launch.one_row && p.score != PageScore::kCompressedKeys) {
     const cudaError_t error = LaunchOverlapped(
         PoolKernel, dim3(tiles, static_cast<unsigned>(heads)), 128, 0, stream, s);
     if (error != cudaSuccess) return error;
@@ -260,6 +288,11 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
       static_cast<unsigned>((launch.max_pages + s.pages_of_block - 1) / s.pages_of_block), lists, tiles);
   const int shared = s.heads_per_list * ((p.cache.head_dim + 3) / 4 * 4) * 4;
   cudaError_t error = cudaSuccess;
+  if (p.score == PageScore::kCompressedKeys) {
+    error = LaunchCompressedScores(p, launch, stream);
+    if (error != cudaSuccess) return error;
+    return LaunchOverlapped(ListKernel, dim3(tiles, lists), kListThreads, 0, stream, s);
+  }
   switch (p.cache.dtype) {
     case KvDType::kF16:
     case KvDType::kFp8:
@@ -274,6 +307,13 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
       break;
   }
   if (error != cudaSuccess) return error;
+  if (p.block_pages > 1) {
+    constexpr unsigned kThreads = 64;
+    const auto width = static_cast<int64_t>(p.block_pages) * kThreads;
+    const auto runs = static_cast<unsigned>((launch.max_pages + width - 1) / width);
+    error = LaunchOverlapped(BlockScoreKernel, dim3(runs, lists, tiles), kThreads, 0, stream, s);
+    if (error != cudaSuccess) return error;
+  }
   return LaunchOverlapped(ListKernel, dim3(tiles, lists), kListThreads, 0, stream, s);
 }
 

@@ -21,11 +21,20 @@ struct SelectLaunch {
   bool one_row = false;                   // every tile has one row
   float* pooled = nullptr;  // [num_tiles, query heads, head_dim], where one_row is false
   float* scores = nullptr;  // [list heads, num_tiles, max_pages]
+  // Of kCompressedKeys: scale times the products with segments' means
+  // [num_tiles, query heads, max_pages * kPageSegments], and the largest product with a compressed key
+  // and 1 / the sum of the exponentials [num_tiles, query heads, 2].
+  float* products = nullptr;
+  float* norms = nullptr;
 };
 
 // A candidate whose page the sequence does not hold ranks last. The page tables that reach this op
 // were checked on the host.
 cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& launch,
                               cudaStream_t stream);
+
+// Scores of kCompressedKeys, for LaunchSelectPages.
+cudaError_t LaunchCompressedScores(const SelectPagesParams& p, const SelectLaunch& launch,
+                                   cudaStream_t stream);
 
 }  // namespace longstride::kernels::cuda

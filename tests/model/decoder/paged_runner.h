@@ -79,6 +79,9 @@ class PagedRunner {
     max_held.assign(plan_.groups.size(), 0);
   }
 
+  // Tells `observer` of every attention call; it must outlive the runner's steps.
+  void Observe(AttentionObserver* observer) { decoder_->SetObserver(observer); }
+
   // Appends the pieces' tokens to their sequences; logits in the order of the pieces (which must be
   // ordered by sequence).
   absl::Status Step(const std::vector<Piece>& pieces) {

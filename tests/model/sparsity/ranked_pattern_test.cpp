@@ -143,10 +143,64 @@ TEST(RankedPattern, APlanDeclaresWhatItsPatternsNeed) {
   ASSERT_TRUE(slashes.ok()) << slashes.status();
   EXPECT_EQ(slashes->chunk_alignment, 256);
   EXPECT_FALSE(slashes->groups[0].summaries);
+  const auto infllm = Resolve(R"("pattern": "infllm_v2")");
+  ASSERT_TRUE(infllm.ok()) << infllm.status();
+  EXPECT_EQ(infllm->chunk_alignment, 1);
+  EXPECT_TRUE(infllm->one_numerics_class);
+  EXPECT_EQ(infllm->groups[0].name, "full_segments");
+  EXPECT_TRUE(infllm->groups[0].segment_means);
+  // 96 blocks of 64 less what the own one lacks.
+  EXPECT_EQ(infllm->KeysSeen(0, 99'999), 95 * 64 + 99'999 % 64 + 1);
+  EXPECT_EQ(infllm->KeysSeen(0, 8190), 8191);
+  EXPECT_EQ(infllm->KeysSeen(0, 8191), 96 * 64);
+  const auto moba = Resolve(R"("pattern": "moba", "chunk_size": 4096, "topk": 3)");
+  ASSERT_TRUE(moba.ok()) << moba.status();
+  EXPECT_EQ(moba->chunk_alignment, 1);
+  EXPECT_FALSE(moba->one_numerics_class);
+  EXPECT_EQ(moba->groups[0].name, "full_summaries");
+  EXPECT_EQ(moba->KeysSeen(0, 12'287), 12'288);
+  EXPECT_EQ(moba->KeysSeen(0, 12'288), 8193);
+  EXPECT_EQ(moba->KeysSeen(0, 12'288, NumericsClass::kGenerated), 12'289);
   const auto dense = Resolve(R"("pattern": "dense")");
   EXPECT_EQ(dense->chunk_alignment, 1);
   EXPECT_TRUE(dense->one_numerics_class);
   EXPECT_FALSE(dense->groups[0].summaries);
+}
+
+// What a checkpoint was trained with is its native pattern, and what the operator leaves out is the
+// checkpoint's.
+TEST(RankedPattern, LearnedSparsityIsNative) {
+  ModelSpec spec = Spec();
+  for (LayerSpec& layer : spec.layers) {
+    layer.attention.native.infllm_v2 = {
+        .topk = 16, .init_blocks = 2, .window = 512, .dense_len = 4096};
+  }
+  spec.layers[3].attention.native = {};
+  spec.layers[3].attention.native.moba = {.chunk = 512, .topk = 3};
+  const auto describe = [&](const std::string& plan_text, int32_t context) {
+    const auto policy = SparsityPolicy::Parse(plan_text);
+    EXPECT_TRUE(policy.ok()) << policy.status();
+    const auto plan = SparsityPlan::Resolve(*policy, spec, kernels::KvDType::kF16, context);
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    std::vector<std::string> names;
+    for (const LayerPlan& layer : plan->layers) {
+      names.push_back(plan->patterns[static_cast<size_t>(layer.segments[0].pattern)]->Describe());
+    }
+    return names;
+  };
+  const std::string infllm = "infllm_v2(topk=16,init=2,window=512,dense_len=4096)";
+  EXPECT_THAT(describe("{}", 0), ::testing::ElementsAre(infllm, infllm, infllm, "moba(3 of 512)"));
+  // Where nothing is masked, layers are dense.
+  EXPECT_THAT(describe("{}", 4095), ::testing::ElementsAre("dense", "dense", "dense",
+                                                          "moba(3 of 512)"));
+  EXPECT_THAT(describe("{}", 1536), ::testing::Each("dense"));
+  EXPECT_THAT(describe(R"({"layers": [{"layers": "0-2", "pattern": "infllm_v2", "dense_len": 0},
+                                      {"layers": "3", "pattern": "moba", "generated": true}]})",
+                       0),
+              ::testing::ElementsAre("infllm_v2(topk=16,init=2,window=512,dense_len=0)",
+                                     "infllm_v2(topk=16,init=2,window=512,dense_len=0)",
+                                     "infllm_v2(topk=16,init=2,window=512,dense_len=0)",
+                                     "moba(3 of 512,generated)"));
 }
 
 // Every parameter changes the function, and so the digest.
@@ -185,6 +239,15 @@ TEST(RankedPattern, TheDigestCoversEveryParameter) {
       R"("pattern": "spargeattn", "threshold": 0.9, "sink_pages": 0)",
       R"("pattern": "spargeattn", "threshold": 0.9, "recent_pages": 2)",
       R"("pattern": "spargeattn", "threshold": 0.9, "per_query_head": false)",
+      R"("pattern": "infllm_v2")",
+      R"("pattern": "infllm_v2", "topk": 65)",
+      R"("pattern": "infllm_v2", "init_blocks": 2)",
+      R"("pattern": "infllm_v2", "window_size": 1024)",
+      R"("pattern": "infllm_v2", "dense_len": 0)",
+      R"("pattern": "moba", "chunk_size": 4096, "topk": 3)",
+      R"("pattern": "moba", "chunk_size": 4096, "topk": 4)",
+      R"("pattern": "moba", "chunk_size": 2048, "topk": 3)",
+      R"("pattern": "moba", "chunk_size": 4096, "topk": 3, "generated": true)",
   };
   for (const std::string& rule : rules) {
     const auto plan = Resolve(rule);
@@ -238,6 +301,13 @@ TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
               HasSubstr("'similarity' is 1.5; allowed are -1 to 1"));
   EXPECT_THAT(Refusal(R"("pattern": "spargeattn", "threshold": 0.9, "similarty": 0.5)"),
               HasSubstr("Did you mean 'similarity'?"));
+  EXPECT_THAT(Refusal(R"("pattern": "infllm_v2", "topk": 2, "init_blocks": 2)"),
+              HasSubstr("layers[0]: 'topk' is 2, but the first 2 blocks and the query's own are read "
+                        "in any case; raise it to 3 or more."));
+  EXPECT_THAT(Refusal(R"("pattern": "infllm_v2", "block_size": 64)"), HasSubstr("unknown parameter"));
+  EXPECT_THAT(Refusal(R"("pattern": "moba", "topk": 3)"), HasSubstr("needs 'chunk_size'"));
+  EXPECT_THAT(Refusal(R"("pattern": "moba", "topk": 3, "chunk_size": 100)"),
+              HasSubstr("'chunk_size' is 100; allowed are multiples of 64"));
   EXPECT_THAT(Refusal(R"("layers": "3-4", "pattern": "quest", "budget_tokens": 128)"),
               HasSubstr("layers[0]: names layer 4; the model has layers 0 to 3"));
 }

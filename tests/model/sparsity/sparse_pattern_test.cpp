@@ -21,8 +21,7 @@ constexpr int32_t kMaxPositions = 4096;
 PatternContext Context() {
   return {.heads = {0, kHeads},
           .num_query_heads = kHeads,
-          .native_window = 0,
-          .native_chunk = 0,
+          .native = {},
           .max_positions = kMaxPositions};
 }
 
@@ -329,7 +328,7 @@ TEST(Bidirectional, CausalPatternsAreRefusedForEncoders) {
   const auto sinks =
       MakePattern(Policy("window", {{"window", 64}, {"sink_tokens", 4}}), context).status();
   EXPECT_THAT(sinks.ToString(), HasSubstr("sink_tokens"));
-  context.native_window = 65;
+  context.native.window = 65;
   auto native = MakePattern(Policy("native", {}), context);
   ASSERT_TRUE(native.ok());
   EXPECT_EQ((*native)->Describe(), "bidirectional_window(65)");

@@ -53,6 +53,9 @@ absl::StatusOr<std::vector<GoldenSequence>> ReadGolden(const std::string& checkp
       sequence.logits.emplace_back(row, row + vocab);
     }
     sequence.deviation = Deviation(logits);
+    if (by_name.contains("blocks" + suffix)) {
+      sequence.blocks = Values<int32_t>(file.bytes(), by_name["blocks" + suffix]);
+    }
     sequences.push_back(std::move(sequence));
   }
   return sequences;

@@ -1,4 +1,4 @@
-// The golden logits of a tiny checkpoint (make_checkpoints.py).
+// The golden logits of a tiny checkpoint (make_checkpoints.py, make_brute_force.py).
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,9 @@ struct GoldenSequence {
   std::vector<int32_t> positions;          // ascending
   std::vector<std::vector<float>> logits;  // of each position
   double deviation = 0;                    // standard deviation of all of them
+  // [layers, query heads, tokens]: bit b says that the query reads block b of 64 keys. Empty where the
+  // family selects nothing by its queries.
+  std::vector<int32_t> blocks;
 };
 
 // Reads data/<checkpoint>/golden.safetensors.

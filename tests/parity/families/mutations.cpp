@@ -46,6 +46,34 @@ void AddSparsity(const ModelSpec& spec, std::vector<Mutation>* out) {
   }
 }
 
+void AddLearnedSparsity(const ModelSpec& spec, std::vector<Mutation>* out) {
+  const auto change_infllm = [out](std::string name, void (*change)(InfLlmV2*)) {
+    out->push_back(Layers(std::move(name),
+                          [change](LayerSpec* l) { change(&l->attention.native.infllm_v2); }));
+  };
+  if (spec.layers[0].attention.native.infllm_v2.topk > 0) {
+    change_infllm("sparse attention off", [](InfLlmV2* p) { *p = {}; });
+    change_infllm("top-k blocks + 1", [](InfLlmV2* p) { p->topk += 1; });
+    change_infllm("first blocks not forced", [](InfLlmV2* p) { p->init_blocks = 0; });
+    // The same number of blocks.
+    change_infllm("window a block wider", [](InfLlmV2* p) {
+      p->window += 64;
+      p->topk -= 1;
+      p->init_blocks = 0;
+    });
+    change_infllm("dense_len + 1", [](InfLlmV2* p) { p->dense_len += 1; });
+  }
+  const auto change_moba = [out](std::string name, void (*change)(Moba*)) {
+    out->push_back(
+        Layers(std::move(name), [change](LayerSpec* l) { change(&l->attention.native.moba); }));
+  };
+  if (spec.layers[0].attention.native.moba.chunk > 0) {
+    change_moba("MoBA off", [](Moba* p) { *p = {}; });
+    change_moba("MoBA's blocks half as long", [](Moba* p) { p->chunk /= 2; });
+    change_moba("MoBA's top-k + 1", [](Moba* p) { p->topk += 1; });
+  }
+}
+
 void AddRope(const ModelSpec& spec, std::vector<Mutation>* out) {
   const auto tables = [](std::string name, std::function<void(RopeTable*)> change) {
     return Mutation{std::move(name), [change](ModelSpec* s) {
@@ -177,6 +205,9 @@ void AddWhole(const ModelSpec& spec, std::vector<Mutation>* out) {
   if (spec.embedding_scale != 1.0f) {
     out->push_back({"embedding scale dropped", [](ModelSpec* s) { s->embedding_scale = 1.0f; }});
   }
+  if (spec.residual_scale != 1.0f) {
+    out->push_back({"residual scale dropped", [](ModelSpec* s) { s->residual_scale = 1.0f; }});
+  }
   if (spec.logit_softcap > 0.0f) {
     out->push_back({"logit soft-cap off", [](ModelSpec* s) { s->logit_softcap = 0.0f; }});
   }
@@ -201,6 +232,7 @@ void AddWhole(const ModelSpec& spec, std::vector<Mutation>* out) {
 std::vector<Mutation> MutationsOf(const ModelSpec& spec) {
   std::vector<Mutation> out;
   AddSparsity(spec, &out);
+  AddLearnedSparsity(spec, &out);
   AddRope(spec, &out);
   AddAttention(spec, &out);
   AddMlp(spec, &out);

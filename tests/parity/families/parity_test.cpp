@@ -1,4 +1,5 @@
-// Every family against an implementation that is not ours: logits of tiny random checkpoints, whole
+// Every family against an implementation that is not ours (what a released class does not compute
+// without its GPU extension, against a brute force: make_brute_force.py): logits of tiny random checkpoints, whole
 // prompts, prompts in chunks and token by token, through the paged cache with dead pages poisoned.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -77,6 +78,13 @@ const Checkpoint kCheckpoints[] = {
      "llama4_text",
      {"chunk off", "chunk + 1", "chunk read as window", "qk-norm skipped", "temperature off",
       "rope on layers without it", "shared expert dropped"}},
+    {"minicpm",
+     "",
+     "minicpm",
+     {"top-k blocks + 1", "first blocks not forced", "window a block wider", "dense_len + 1",
+      "sparse attention off", "residual scale dropped", "embedding scale dropped",
+      "logit scale dropped", "short and long rope swapped", "rope attention factor dropped"}},
+    {"moba", "", "llama", {"MoBA off", "MoBA's blocks half as long", "MoBA's top-k + 1"}},
 };
 
 void PrintTo(const Checkpoint& checkpoint, std::ostream* out) {
@@ -180,6 +188,56 @@ TEST_P(FamilyParity, CudaBackendGivesTheGoldenLogits) {
   const auto backend = kernels::MakeBackend(BackendKind::kCuda, {});
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
   CompareAll(BackendKind::kCuda, HasQuantizedWeights() ? kInt8Tolerance : kTolerance);
+}
+
+// Blocks that each head reads, gathered call by call.
+class SelectedBlocks : public AttentionObserver {
+ public:
+  explicit SelectedBlocks(std::vector<int32_t>* masks, int64_t heads, int64_t length)
+      : masks_(*masks), heads_(heads), length_(length) {}
+  void OnAttention(const AttentionCall& call) override {
+    const kernels::KvSelection& s = call.params->selection;
+    for (int64_t h = 0; h < call.segment->query.count; ++h) {
+      const int64_t list_head = h * s.num_list_heads / call.segment->query.count;
+      for (int32_t t = 0; t < s.num_tiles; ++t) {
+        const kernels::QueryTile& tile = s.tiles[t];
+        for (int32_t r = 0; r < tile.num_rows; ++r) {
+          const int64_t i = tile.first_position + r;
+          int32_t& mask = masks_[static_cast<size_t>(
+              (call.layer * heads_ + call.segment->query.first + h) * length_ + i)];
+          for (int32_t e = 0; e < s.list_count[list_head * s.num_tiles + t]; ++e) {
+            const int32_t page = s.entries[s.list_begin[list_head * s.num_tiles + t] + e];
+            if (page * int64_t{kernels::kPageTokens} <= i) mask |= 1 << page;
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  std::vector<int32_t>& masks_;
+  int64_t heads_, length_;
+};
+
+TEST_P(FamilyParity, SelectsTheGoldenBlocks) {
+  if (golden_[0].blocks.empty()) GTEST_SKIP() << "the family selects nothing by its queries";
+  const GoldenSequence& golden = golden_[0];
+  const auto length = static_cast<int64_t>(golden.tokens.size());
+  for (const BackendKind kind : {BackendKind::kReference, BackendKind::kCpu}) {
+    for (const int32_t chunk : {512, 65, 1}) {
+      std::vector<int32_t> masks(golden.blocks.size(), 0);
+      SelectedBlocks observer(&masks, spec_.layers[0].attention.num_heads, length);
+      PagedRunner runner(&spec_, "{}", kind);
+      runner.Observe(&observer);
+      runner.Prefill(0, golden.tokens, chunk, RopeVariant(spec_, golden.tokens.size()));
+      for (size_t at = 0; at < masks.size(); ++at) {
+        ASSERT_EQ(masks[at], golden.blocks[at])
+            << "backend " << static_cast<int>(kind) << ", chunks of " << chunk << ", layer and head "
+            << static_cast<int64_t>(at) / length << ", position "
+            << static_cast<int64_t>(at) % length;
+      }
+    }
+  }
 }
 
 TEST_P(FamilyParity, EveryChangedRuleIsSeen) {
