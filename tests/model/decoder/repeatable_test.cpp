@@ -113,7 +113,9 @@ constexpr const char* kRankedPlans[] = {
     R"({"default": {"pattern": "quest", "budget_tokens": 128}})",
     R"({"default": {"pattern": "block_topk", "fraction": 0.3, "sink_pages": 1}})",
     R"({"default": {"pattern": "native"}, "layers": [{"layers": "1-2", "pattern": "quest", "fraction": 0.2,
-        "recent_pages": 2}]})"};
+        "recent_pages": 2}]})",
+    R"({"default": {"pattern": "infllm_v2", "topk": 2, "window_size": 64, "dense_len": 100}})",
+    R"({"default": {"pattern": "moba", "chunk_size": 128, "topk": 2, "generated": true}})"};
 
 TEST(Repeatable, PaddingChangesNoBitsOfRankedLists) {
   const TinyModel model({.name = "full"});
@@ -188,7 +190,7 @@ TEST(Repeatable, CudaGraphsChangeNoBitsOfTensorCores) {
   for (const char* plan :
        {"{}", R"({"default": {"pattern": "window", "window": 200, "sink_tokens": 64}})",
         R"({"default": {"pattern": "strided", "stride": 64, "local": 64}})", kRankedPlans[0],
-        kRankedPlans[1], kRankedPlans[2]}) {
+        kRankedPlans[1], kRankedPlans[2], kRankedPlans[3], kRankedPlans[4]}) {
     const TinyModel model({.name = "wide",
                            .heads = 8,
                            .kv_heads = 2,
