@@ -82,6 +82,40 @@ TEST(Family, RefusesTensorsThatItDoesNotUse) {
               HasSubstr("does not use"));
 }
 
+TEST(Family, ReadsMiniCpmScalesAndSparseConfig) {
+  const ModelSpec spec = Load("minicpm");
+  EXPECT_EQ(spec.embedding_scale, 3.0f);
+  EXPECT_FLOAT_EQ(spec.residual_scale, 1.4f / std::sqrt(2.0f));
+  EXPECT_FLOAT_EQ(spec.logit_scale, 16.0f / 32.0f);
+  EXPECT_TRUE(spec.tied_embedding);
+  EXPECT_EQ(spec.layers[1].attention.native.infllm_v2,
+            (InfLlmV2{.topk = 2, .init_blocks = 1, .window = 64, .dense_len = 230}));
+  // Released checkpoints come without the object too: dense. -1: sparse at any length.
+  const ModelSpec dense = Load("minicpm", [](json* c) { c->erase("sparse_config"); });
+  EXPECT_EQ(dense.layers[0].attention.native, NativeSparsity());
+  const ModelSpec always = Load("minicpm", [](json* c) { (*c)["sparse_config"] = {{"dense_len", -1}}; });
+  EXPECT_EQ(always.layers[0].attention.native.infllm_v2,
+            (InfLlmV2{.topk = 64, .init_blocks = 1, .window = 2048, .dense_len = 0}));
+}
+
+TEST(Family, RefusesLearnedSparsityThatItDoesNotCompute) {
+  const auto error = [](const char* key, const json& value) {
+    return Error("minicpm", [&](json* c) { (*c)["sparse_config"][key] = value; });
+  };
+  EXPECT_THAT(error("kernel_size", 64), HasSubstr("is 64; only 32 is supported"));
+  EXPECT_THAT(error("block_size", 128), HasSubstr("sparse_config.block_size"));
+  EXPECT_THAT(error("use_nope", true), HasSubstr("a variant of the architecture"));
+  EXPECT_THAT(error("topk", 1), HasSubstr("2 or more is allowed"));
+  EXPECT_THAT(error("dense_len", -2), HasSubstr("dense_len"));
+  EXPECT_THAT(Error("minicpm", [](json* c) { (*c)["dim_model_base"] = 0; }),
+              HasSubstr("a number above 0 is allowed"));
+  EXPECT_THAT(Error("minicpm", [](json* c) { (*c)["num_experts"] = 8; }),
+              HasSubstr("only 0 is supported"));
+  EXPECT_THAT(Error("moba", [](json* c) { (*c)["moba_chunk_size"] = 100; }),
+              HasSubstr("is 100; only multiples of 64 are supported"));
+  EXPECT_THAT(Error("moba", [](json* c) { c->erase("moba_topk"); }), HasSubstr("moba_topk"));
+}
+
 TEST(Family, RefusesHostileDimensions) {
   for (const auto& [key, value] :
        std::vector<std::pair<const char*, json>>{{"hidden_size", 0},
