@@ -269,14 +269,16 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
                                  p.page_table.pages != nullptr),
             "tiles, counts, lists and a page table", p.num_tiles);
   if (UsesSummaries(p.score)) {
-    check.That(p.score != PageScore::kCompressedKeys || p.cache.segment_means,
-               "summaries with segment means", 0)
-        .That(p.block_pages == 1 ||
-                  (p.block_pages > 1 && p.score == PageScore::kMean && p.sink_pages == 0 &&
-                   p.recent_pages <= 1 && p.list_heads == ListHeads::kPerQHead),
-              "blocks of 1 page, or of more ranked by mean keys per query head without other forced "
-              "pages",
-              p.block_pages);
+    check
+        .That(p.score != PageScore::kCompressedKeys || p.cache.segment_means,
+              "summaries with segment means", 0)
+        .That(
+            p.block_pages == 1 ||
+                (p.block_pages > 1 && p.score == PageScore::kMean && p.sink_pages == 0 &&
+                 p.recent_pages <= 1 && p.list_heads == ListHeads::kPerQHead),
+            "blocks of 1 page, or of more ranked by mean keys per query head without other forced "
+            "pages",
+            p.block_pages);
   }
   if (p.score == PageScore::kAntidiagonal) {
     check.That(p.mass > 0 && p.mass <= 1, "a mass above 0 and at most 1", 0)
@@ -307,9 +309,9 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
               pages);
     if (p.counts[t] == 0) continue;
     check
-        .That(p.counts[t] >= ForcedPages(tile, p.sink_pages, p.recent_pages) &&
-                  p.counts[t] <= pages,
-              "as many entries as are forced or more, and no more than candidates", p.counts[t])
+        .That(
+            p.counts[t] >= ForcedPages(tile, p.sink_pages, p.recent_pages) && p.counts[t] <= pages,
+            "as many entries as are forced or more, and no more than candidates", p.counts[t])
         .That(UsesSummaries(p.score) || p.counts[t] == pages, "room for all candidates",
               p.counts[t])
         .That(p.score != PageScore::kCompressedKeys || tile.num_rows == 1 || p.counts[t] == pages,

@@ -32,9 +32,9 @@ kernels::PagedKv HeadsOf(kernels::PagedKv cache, int32_t first, int32_t count) {
   cache.k = static_cast<char*>(cache.k) + first * cache.head_stride;
   cache.v = static_cast<char*>(cache.v) + first * cache.head_stride;
   if (cache.summaries != nullptr) {
-    cache.summaries = static_cast<char*>(cache.summaries) +
-                      first * kernels::PageSummaryBytes(cache.dtype, cache.head_dim,
-                                                        cache.segment_means);
+    cache.summaries =
+        static_cast<char*>(cache.summaries) +
+        first * kernels::PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means);
   }
   cache.num_heads = count;
   return cache;

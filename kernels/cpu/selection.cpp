@@ -65,8 +65,7 @@ void PoolWeights(const RankedList& list) {
     for (int64_t c = 0; c < count; ++c) list.weights[c] += more[c];
   }
   for (int64_t page = 0; page < list.tail_begin; ++page) {
-    list.scores[page] =
-        CompressedScore(page, {list.weights, static_cast<size_t>(count)});
+    list.scores[page] = CompressedScore(page, {list.weights, static_cast<size_t>(count)});
   }
 }
 
@@ -166,8 +165,8 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   if (lists.empty()) return absl::OkStatus();
 
   const int64_t num_pooled = (end_tile - first_tile) * int64_t{heads} * dim;
-  auto* memory = static_cast<float*>(
-      page_scores_.Get((num_scores + num_pooled + num_weights) * static_cast<int64_t>(sizeof(float))));
+  auto* memory = static_cast<float*>(page_scores_.Get((num_scores + num_pooled + num_weights) *
+                                                      static_cast<int64_t>(sizeof(float))));
   float* scores = memory + num_pooled;
   float* weights = scores + num_scores;
   for (RankedList& list : lists) {
@@ -188,7 +187,8 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   std::atomic<int64_t> missing{-1};
   const int64_t summary_bytes = SummaryBytes(p.cache);
   const int64_t row_bytes = summary_bytes / SummaryRows(p.cache.segment_means);
-  // The products of one query head with the means of the segments, which the kernel takes for pages' means.
+  // The products of one query head with the means of the segments, which the kernel takes for
+  // pages' means.
   const auto weigh_head = [&](const RankedList& list, int64_t head) {
     const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
     float* products = list.weights + head * list.num_weights;

@@ -1,7 +1,7 @@
 // MiniCPM 1, 2, 4 and 4.1: a Llama with scaled embeddings (scale_emb), branches (scale_depth /
 // sqrt(layers)) and logits (dim_model_base / hidden_size). MiniCPM4 and 4.1 were trained with
-// InfLLM-v2; a checkpoint is served so where its configuration has a "sparse_config", as its authors'
-// code does. Sources: arXiv 2404.06395, 2506.07900.
+// InfLLM-v2; a checkpoint is served so where its configuration has a "sparse_config", as its
+// authors' code does. Sources: arXiv 2404.06395, 2506.07900.
 #include <algorithm>
 #include <cmath>
 
@@ -35,9 +35,9 @@ absl::StatusOr<InfLlmV2> ReadSparseConfig(const ConfigReader& config) {
   // -1: always sparse.
   ASSIGN_OR_RETURN(const int64_t dense_len, sparse.IntOr("dense_len", 8192, -1, kMaxPositions));
   if (topk <= init) {
-    return absl::InvalidArgumentError(
-        StrCat(sparse.Place("topk"), " is ", topk, ", but the first ", init,
-               " blocks and the query's own are read in any case: ", init + 1, " or more is allowed"));
+    return absl::InvalidArgumentError(StrCat(
+        sparse.Place("topk"), " is ", topk, ", but the first ", init,
+        " blocks and the query's own are read in any case: ", init + 1, " or more is allowed"));
   }
   return InfLlmV2{.topk = static_cast<int32_t>(topk),
                   .init_blocks = static_cast<int32_t>(init),

@@ -1,16 +1,17 @@
 // infllm_v2: a query reads the first blocks of 64 keys, those of a window before it, and the blocks
 // to whose compressed keys the query heads of its KV head pay most attention; see
-// kernels::PageScore::kCompressedKeys. One list for each token and KV head, in prompts as in decoding.
-// Source: InfLLM-v2 (arXiv 2509.24663), as MiniCPM4 and 4.1 have it: compressed keys of 32 keys every
-// 16; topk + window / 64 blocks in all, among them the first `init_blocks`, the query's own and the
-// window / 64 before it.
+// kernels::PageScore::kCompressedKeys. One list for each token and KV head, in prompts as in
+// decoding. Source: InfLLM-v2 (arXiv 2509.24663), as MiniCPM4 and 4.1 have it: compressed keys of
+// 32 keys every 16; topk + window / 64 blocks in all, among them the first `init_blocks`, the
+// query's own and the window / 64 before it.
 //
 // Where this is another function than the released code:
 // - Theirs is dense while the *sequence* is shorter than dense_len, so that a long prompt's early
 //   tokens are computed otherwise than a short one's. Here a query that sees fewer than dense_len
 //   keys reads them all, whatever follows it (docs/decisions/0013): equal in decoding, and in a
 //   prompt from dense_len on.
-// - Theirs may divide by an estimate of the softmax's sum from keys four times as coarse; here it is
+// - Theirs may divide by an estimate of the softmax's sum from keys four times as coarse; here it
+// is
 //   the sum.
 #include <algorithm>
 
@@ -65,8 +66,8 @@ PatternOr MakeInfLlmV2(const PatternPolicy& policy, const PatternContext& contex
   ASSIGN_OR_RETURN(const int64_t topk, policy.Int("topk", fallback.topk, 1, kMaxBlocks));
   ASSIGN_OR_RETURN(const int64_t init,
                    policy.Int("init_blocks", fallback.init_blocks, 0, kMaxBlocks));
-  ASSIGN_OR_RETURN(const int64_t window, policy.Int("window_size", fallback.window, 0,
-                                                    kMaxBlocks * kPageTokens));
+  ASSIGN_OR_RETURN(const int64_t window,
+                   policy.Int("window_size", fallback.window, 0, kMaxBlocks * kPageTokens));
   ASSIGN_OR_RETURN(const int64_t dense_len,
                    policy.Int("dense_len", fallback.dense_len, 0, kMaxPatternTokens));
   if (topk <= init) {

@@ -1,7 +1,8 @@
-// moba: keys are cut into blocks of `chunk_size`. A query of the prompt reads its own block up to itself
-// and the `topk` - 1 earlier blocks whose mean key has the largest product with it, each query head
-// for itself; see SelectPagesParams::block_pages. Source: MoBA (arXiv 2502.13189). Its authors'
-// code computes generated tokens with full attention; `generated` makes them choose as a prompt's do.
+// moba: keys are cut into blocks of `chunk_size`. A query of the prompt reads its own block up to
+// itself and the `topk` - 1 earlier blocks whose mean key has the largest product with it, each
+// query head for itself; see SelectPagesParams::block_pages. Source: MoBA (arXiv 2502.13189). Its
+// authors' code computes generated tokens with full attention; `generated` makes them choose as a
+// prompt's do.
 //
 // Where this is another function: a block's mean key is the mean of its pages' means, which are
 // rounded to the cache's type.
@@ -57,8 +58,8 @@ PatternOr MakeMoba(const PatternPolicy& policy, const PatternContext& context) {
                                            : policy.RequiredInt("topk", 1, kMaxTopK));
   ASSIGN_OR_RETURN(const bool generated, policy.Bool("generated", native.generated));
   if (chunk % kPageTokens != 0) {
-    return policy.Error(StrCat("'chunk_size' is ", chunk, "; allowed are multiples of ", kPageTokens,
-                               " from ", kPageTokens, " to ", kMaxChunk, "."));
+    return policy.Error(StrCat("'chunk_size' is ", chunk, "; allowed are multiples of ",
+                               kPageTokens, " from ", kPageTokens, " to ", kMaxChunk, "."));
   }
   return NewMoba({.chunk = static_cast<int32_t>(chunk),
                   .topk = static_cast<int32_t>(topk),

@@ -21,9 +21,10 @@ void RankedRows::Select(std::span<const QueryRun> runs, SelectionBuilder* out) c
   for (const QueryRun& run : runs) {
     // Rows that read everything share tiles, where they are a prompt's.
     const int64_t end = run.first_position + run.num_rows;
-    const int64_t alone = run.numerics == NumericsClass::kGenerated
-                              ? run.first_position
-                              : std::clamp<int64_t>(ranking_.single_rows_from, run.first_position, end);
+    const int64_t alone =
+        run.numerics == NumericsClass::kGenerated
+            ? run.first_position
+            : std::clamp<int64_t>(ranking_.single_rows_from, run.first_position, end);
     QueryRun part = run;
     part.num_rows = static_cast<int32_t>(alone - run.first_position);
     out->MakeTiles({&part, 1});
@@ -43,8 +44,8 @@ void RankedRows::Select(std::span<const QueryRun> runs, SelectionBuilder* out) c
 }
 
 double RankedRows::VisibleKeys(int64_t position) const {
-  const int64_t pages = Chooses(position, NumericsClass::kPrompt) ? PagesOf(position)
-                                                                  : position / kPageTokens + 1;
+  const int64_t pages =
+      Chooses(position, NumericsClass::kPrompt) ? PagesOf(position) : position / kPageTokens + 1;
   return static_cast<double>((pages - 1) * kPageTokens + position % kPageTokens + 1);
 }
 

@@ -45,8 +45,7 @@ void AddSummaries(const SparsePattern& pattern, Summaries* out) {
   const PageRanking* ranking = pattern.ranking();
   if (ranking == nullptr) return;
   out->any = out->any || kernels::UsesSummaries(ranking->score);
-  out->segment_means =
-      out->segment_means || ranking->score == kernels::PageScore::kCompressedKeys;
+  out->segment_means = out->segment_means || ranking->score == kernels::PageScore::kCompressedKeys;
 }
 
 // A run of query heads of one layer under one rule, whole KV heads or a part of one.
@@ -110,11 +109,7 @@ class Resolver {
   // The pattern of a rule for some heads of a layer. Owned by the memo until the plan uses it.
   absl::StatusOr<const SparsePattern*> MakeFor(int32_t layer, int rule, HeadRange heads) {
     const AttentionSpec& attention = Attention(layer);
-    const MemoKey key = {rule,
-                         heads.first,
-                         heads.count,
-                         attention.num_heads,
-                         attention.native};
+    const MemoKey key = {rule, heads.first, heads.count, attention.num_heads, attention.native};
     auto it = memo_.find(key);
     if (it == memo_.end()) {
       const PatternContext context = {.heads = heads,
@@ -131,8 +126,8 @@ class Resolver {
   // Index of an equal pattern of the plan, which is added where there is none.
   int32_t PatternIndex(int32_t layer, int rule, HeadRange heads) {
     const AttentionSpec& attention = Attention(layer);
-    const auto it = memo_.find({rule, heads.first, heads.count, attention.num_heads,
-                                attention.native});
+    const auto it =
+        memo_.find({rule, heads.first, heads.count, attention.num_heads, attention.native});
     const std::string text = it->second->Describe();
     const auto [known, added] =
         pattern_index_.try_emplace(text, static_cast<int32_t>(plan_->patterns.size()));
@@ -246,9 +241,8 @@ class Resolver {
     for (size_t g = 0; g < plan_->groups.size(); ++g) {
       CacheGroup& group = plan_->groups[g];
       if (group.retention == keep && group.summaries == summaries.any &&
-          group.segment_means == summaries.segment_means &&
-          group.first_kv_head == kv.first && group.num_kv_heads == kv.count &&
-          group.head_dim == head_dim) {
+          group.segment_means == summaries.segment_means && group.first_kv_head == kv.first &&
+          group.num_kv_heads == kv.count && group.head_dim == head_dim) {
         group.layers.push_back(layer);
         return static_cast<int32_t>(g);
       }

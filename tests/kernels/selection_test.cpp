@@ -89,8 +89,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     const int64_t head_bytes = KvHeadPageBytes(c.dtype, c.dim);
     const int64_t plane = head_bytes * c.kv_heads;
     c.cache.segment_means = RandomInt(0, 1) == 1;
-    const int64_t summaries =
-        PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means) * c.kv_heads;
+    const int64_t summaries = PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means) * c.kv_heads;
     const int64_t page = (2 * plane + summaries + 63) / 64 * 64;
     const auto num_pages = static_cast<int32_t>(used + 3);
     c.memory = std::make_shared<Buffer>(*backend_->Reserve(page * num_pages));
@@ -547,7 +546,7 @@ TEST_P(SelectionTest, SummariesAreThoseOfTheStoredKeys) {
             ASSERT_EQ(Summary(c, page, h, 1, d), max);
             const auto rounded = [&](float mean) {
               const bool halves = c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8;
-              return halves                       ? HalfToFloat(FloatToHalf(mean))
+              return halves                      ? HalfToFloat(FloatToHalf(mean))
                      : c.dtype == KvDType::kBF16 ? Bfloat16ToFloat(FloatToBfloat16(mean))
                                                  : mean;
             };
@@ -636,8 +635,9 @@ TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
       r.counts.push_back(1);
       r.rows += 5;
       const int64_t last = c.kv_lens[s] - 1;
-      for (const int64_t at : {last, last - 1, last / 16 * 16, last / 16 * 16 - 1, last / 64 * 64 - 1,
-                               last / 64 * 64 - 2, int64_t{RandomInt(31, 250)}}) {
+      for (const int64_t at :
+           {last, last - 1, last / 16 * 16, last / 16 * 16 - 1, last / 64 * 64 - 1,
+            last / 64 * 64 - 2, int64_t{RandomInt(31, 250)}}) {
         const QueryTile tile = {static_cast<int32_t>(s), static_cast<int32_t>(r.rows), 1,
                                 static_cast<int32_t>(at)};
         const auto least = static_cast<int32_t>(ForcedPages(tile, r.sink_pages, r.recent_pages));
@@ -672,7 +672,8 @@ TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
           double total = 0;
           for (size_t n = 0; n < sums.size(); ++n) {
             double s = 0;
-            for (int64_t j = static_cast<int64_t>(n) * 16; j < static_cast<int64_t>(n) * 16 + 32; ++j) {
+            for (int64_t j = static_cast<int64_t>(n) * 16; j < static_cast<int64_t>(n) * 16 + 32;
+                 ++j) {
               for (int32_t d = 0; d < c.dim; ++d) {
                 s += r.q[(tile.row_begin * c.q_heads + q) * c.dim + d] *
                      c.Key(tile.sequence, j, q / group)[d] / 32.0;
@@ -735,7 +736,8 @@ TEST_P(SelectionTest, TakesWholeBlocksByTheirMeanKeys) {
         for (int64_t block = 0; block <= own; ++block) {
           const int64_t end = std::min((block + 1) * width, at / 64 + 1);
           int64_t pages = 0;
-          for (int64_t page = block * width; page < end; ++page) pages += listed.contains(static_cast<int32_t>(page));
+          for (int64_t page = block * width; page < end; ++page)
+            pages += listed.contains(static_cast<int32_t>(page));
           ASSERT_TRUE(pages == 0 || pages == end - block * width) << "block " << block;
           ASSERT_TRUE(block < own || pages > 0);
           if (block == own) continue;
@@ -746,8 +748,8 @@ TEST_P(SelectionTest, TakesWholeBlocksByTheirMeanKeys) {
                        c.Key(0, j, h / (c.q_heads / c.kv_heads))[d] / (64.0 * width);
             }
           }
-          (pages > 0 ? worst_taken : best_left) = pages > 0 ? std::min(worst_taken, score)
-                                                            : std::max(best_left, score);
+          (pages > 0 ? worst_taken : best_left) =
+              pages > 0 ? std::min(worst_taken, score) : std::max(best_left, score);
         }
         ASSERT_GE(worst_taken, best_left - slack);
       }

@@ -1,8 +1,8 @@
-// Scores of pages by the attention that compressed keys get (PageScore::kCompressedKeys), in three launches:
-// products of the rows' queries with the means of segments, a warp for a page and all query heads of a KV head;
-// the largest and the sum of exponentials of each query head; and, a thread for a page, the heads' sum at the
-// compressed keys that reach into it. Bound: memory, the segment means. No order of a reduction depends on the
-// grid. Arch: any.
+// Scores of pages by the attention that compressed keys get (PageScore::kCompressedKeys), in three
+// launches: products of the rows' queries with the means of segments, a warp for a page and all
+// query heads of a KV head; the largest and the sum of exponentials of each query head; and, a
+// thread for a page, the heads' sum at the compressed keys that reach into it. Bound: memory, the
+// segment means. No order of a reduction depends on the grid. Arch: any.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -30,7 +30,8 @@ __device__ __forceinline__ float Value(__half x) { return __half2float(x); }
 __device__ __forceinline__ float Value(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 // Whether the tile's pages are ranked.
-__device__ __forceinline__ bool IsRanked(const Shape& s, int32_t tile_index, const QueryTile& tile) {
+__device__ __forceinline__ bool IsRanked(const Shape& s, int32_t tile_index,
+                                         const QueryTile& tile) {
   const int32_t count = s.p.counts[tile_index];
   return count > 0 && count < Candidates(tile);
 }
@@ -65,10 +66,11 @@ __global__ void __launch_bounds__(kThreads) ProductKernel(const Shape s) {
   for (int32_t page = first + static_cast<int32_t>(threadIdx.x) / 32; page < end; page += kWarps) {
     const int32_t id = s.p.page_table.pages[tile.sequence * s.p.page_table.stride + page];
     const bool exists = id >= 0 && id < s.p.cache.num_pages;
-    const T* rows = exists ? reinterpret_cast<const T*>(static_cast<const char*>(s.p.cache.summaries) +
-                                                        id * s.p.cache.page_stride) +
-                                 (kv_head * kRowsOfSummary + kSummaryRows) * dim
-                           : nullptr;
+    const T* rows = exists
+                        ? reinterpret_cast<const T*>(static_cast<const char*>(s.p.cache.summaries) +
+                                                     id * s.p.cache.page_stride) +
+                              (kv_head * kRowsOfSummary + kSummaryRows) * dim
+                        : nullptr;
     for (int32_t h0 = 0; h0 < s.group; h0 += kHeadsAtOnce) {
       float sums[kHeadsAtOnce][kPageSegments] = {};
       for (int32_t d = lane; exists && d < dim; d += 32) {
@@ -133,11 +135,13 @@ __global__ void __launch_bounds__(kThreads) NormKernel(const Shape s) {
   for (int32_t c = static_cast<int32_t>(threadIdx.x); c < count; c += kThreads) {
     most = fmaxf(most, PairScore(products, c));
   }
-  most = BlockReduce(most, [](float a, float b) { return fmaxf(a, b); }, shared);
+  most = BlockReduce(
+      most, [](float a, float b) { return fmaxf(a, b); }, shared);
   for (int32_t c = static_cast<int32_t>(threadIdx.x); c < count; c += kThreads) {
     sum += __expf(PairScore(products, c) - most);
   }
-  sum = BlockReduce(sum, [](float a, float b) { return a + b; }, shared);
+  sum = BlockReduce(
+      sum, [](float a, float b) { return a + b; }, shared);
   if (threadIdx.x == 0) {
     float* norms = s.launch.norms + (static_cast<int64_t>(blockIdx.y) * s.heads + blockIdx.x) * 2;
     norms[0] = most;
@@ -177,11 +181,12 @@ __global__ void __launch_bounds__(kThreads) PoolKernel(const Shape s) {
 template <typename T>
 cudaError_t LaunchProducts(const Shape& s, dim3 blocks, int shared, cudaStream_t stream) {
   if (shared > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        ProductKernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    const cudaError_t error =
+        cudaFuncSetAttribute(ProductKernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error != cudaSuccess) return error;
   }
-  return LaunchOverlapped(ProductKernel<T>, blocks, kThreads, static_cast<size_t>(shared), stream, s);
+  return LaunchOverlapped(ProductKernel<T>, blocks, kThreads, static_cast<size_t>(shared), stream,
+                          s);
 }
 
 }  // namespace
@@ -192,7 +197,9 @@ cudaError_t LaunchCompressedScores(const SelectPagesParams& p, const SelectLaunc
   const int32_t list_heads = p.list_heads == ListHeads::kPerKvHead ? p.cache.num_heads : heads;
   const Shape s = {p, launch, heads, heads / p.cache.num_heads, heads / list_heads};
   const auto tiles = static_cast<unsigned>(launch.num_tiles);
-  const auto runs = [&](int64_t of) { return static_cast<unsigned>((launch.max_pages + of - 1) / of); };
+  const auto runs = [&](int64_t of) {
+    return static_cast<unsigned>((launch.max_pages + of - 1) / of);
+  };
   const dim3 blocks(runs(kPagesOfBlock), static_cast<unsigned>(p.cache.num_heads), tiles);
   const int shared = s.group * p.cache.head_dim * 4;
   cudaError_t error = cudaErrorInvalidValue;
@@ -210,10 +217,12 @@ cudaError_t LaunchCompressedScores(const SelectPagesParams& p, const SelectLaunc
       break;
   }
   if (error != cudaSuccess) return error;
-  error = LaunchOverlapped(NormKernel, dim3(static_cast<unsigned>(heads), tiles), kThreads, 0, stream, s);
+  error = LaunchOverlapped(NormKernel, dim3(static_cast<unsigned>(heads), tiles), kThreads, 0,
+                           stream, s);
   if (error != cudaSuccess) return error;
-  return LaunchOverlapped(PoolKernel, dim3(runs(kThreads), static_cast<unsigned>(list_heads), tiles),
-                          kThreads, 0, stream, s);
+  return LaunchOverlapped(PoolKernel,
+                          dim3(runs(kThreads), static_cast<unsigned>(list_heads), tiles), kThreads,
+                          0, stream, s);
 }
 
 }  // namespace longstride::kernels::cuda

@@ -224,7 +224,8 @@ __global__ void __launch_bounds__(kListThreads) ListKernel(const SelectShape s) 
   WriteLargest(sinks, tail, score_at, largest, out + sinks, shared);
 }
 
-// From the pages' scores to their blocks' (SelectPagesParams::block_pages): a thread for each block.
+// From the pages' scores to their blocks' (SelectPagesParams::block_pages): a thread for each
+// block.
 __global__ void BlockScoreKernel(const SelectShape s) {
   BeginOverlapped();
   const int32_t local = static_cast<int32_t>(blockIdx.z);
@@ -235,9 +236,9 @@ __global__ void BlockScoreKernel(const SelectShape s) {
   const int32_t width = s.p.block_pages;
   const int32_t begin = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x) * width;
   if (begin >= tail) return;
-  float* scores = s.launch.scores +
-                  (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) *
-                      s.launch.max_pages;
+  float* scores =
+      s.launch.scores +
+      (static_cast<int64_t>(blockIdx.y) * s.launch.num_tiles + local) * s.launch.max_pages;
   const int32_t own = tile.first_position / kPageTokens / width * width;
   const int32_t end = begin >= own ? tail : begin + width;
   if (begin > own) return;

@@ -22,8 +22,8 @@ struct SelectLaunch {
   float* pooled = nullptr;  // [num_tiles, query heads, head_dim], where one_row is false
   float* scores = nullptr;  // [list heads, num_tiles, max_pages]
   // Of kCompressedKeys: scale times the products with segments' means
-  // [num_tiles, query heads, max_pages * kPageSegments], and the largest product with a compressed key
-  // and 1 / the sum of the exponentials [num_tiles, query heads, 2].
+  // [num_tiles, query heads, max_pages * kPageSegments], and the largest product with a compressed
+  // key and 1 / the sum of the exponentials [num_tiles, query heads, 2].
   float* products = nullptr;
   float* norms = nullptr;
 };

@@ -1,6 +1,7 @@
 // Computes SummarizePages (op_params.h): minimum, maximum and mean of the keys of whole or begun
-// pages, and the means of their segments where the cache asks for them. A block for each head of each page, a thread for each channel; slots in ascending order,
-// so that the sum is the reference's to the bit. Bound: memory (64 rows a page). Arch: any.
+// pages, and the means of their segments where the cache asks for them. A block for each head of
+// each page, a thread for each channel; slots in ascending order, so that the sum is the
+// reference's to the bit. Bound: memory (64 rows a page). Arch: any.
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/selection/key_values.cuh"
 #include "kernels/cuda/selection/selection.h"
@@ -19,8 +20,8 @@ __device__ void Put(__nv_bfloat16* row, int32_t d, float value) {
 __device__ void Put(float* row, int32_t d, float value) { row[d] = value; }
 
 template <typename Key, typename Out>
-__global__ void __launch_bounds__(kThreads) SummarizeKernel(const PageSummaryParams p,
-                                                             int32_t summary_rows) {
+__global__ void __launch_bounds__(kThreads)
+    SummarizeKernel(const PageSummaryParams p, int32_t summary_rows) {
   LetDependentsStart();
   const int32_t page = p.page_ids[blockIdx.x], count = p.counts[blockIdx.x];
   const int32_t dim = p.cache.head_dim;
@@ -76,11 +77,14 @@ cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream
     case KvDType::kF32:
       return LaunchOverlapped(SummarizeKernel<float, float>, blocks, kThreads, 0, stream, p, rows);
     case KvDType::kF16:
-      return LaunchOverlapped(SummarizeKernel<__half, __half>, blocks, kThreads, 0, stream, p, rows);
+      return LaunchOverlapped(SummarizeKernel<__half, __half>, blocks, kThreads, 0, stream, p,
+                              rows);
     case KvDType::kBF16:
-      return LaunchOverlapped(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>, blocks, kThreads, 0, stream, p, rows);
+      return LaunchOverlapped(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>, blocks, kThreads, 0,
+                              stream, p, rows);
     case KvDType::kFp8:
-      return LaunchOverlapped(SummarizeKernel<uint8_t, __half>, blocks, kThreads, 0, stream, p, rows);
+      return LaunchOverlapped(SummarizeKernel<uint8_t, __half>, blocks, kThreads, 0, stream, p,
+                              rows);
     case KvDType::kQ8:
       return LaunchOverlapped(SummarizeKernel<int8_t, float>, blocks, kThreads, 0, stream, p, rows);
   }

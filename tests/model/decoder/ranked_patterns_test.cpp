@@ -37,7 +37,8 @@ struct Naive {
   int64_t segment = 0, vertical = 0, slash = 0;
   double tau = 0;                    // with a segment: query-aware lists
   std::optional<double> similarity;  // shares by means
-  // Or rows that choose one by one from `rows_from` on: by compressed keys, or blocks of so many pages.
+  // Or rows that choose one by one from `rows_from` on: by compressed keys, or blocks of so many
+  // pages.
   bool compressed = false;
   int64_t block_pages = 0;
   int64_t rows_from = 0;
@@ -121,10 +122,10 @@ std::vector<Case> Cases() {
       "infllm_v2",
       R"("pattern": "infllm_v2", "topk": 2, "init_blocks": 1, "window_size": 64, "dense_len": 210)",
       {.budget_pages = 3, .sinks = 1, .recent = 2, .compressed = true, .rows_from = 209}));
-  cases.push_back(
-      Uniform("infllm_v2_always",
-              R"("pattern": "infllm_v2", "topk": 3, "init_blocks": 0, "window_size": 0, "dense_len": 0)",
-              {.budget_pages = 3, .compressed = true, .rows_from = 192}));
+  cases.push_back(Uniform(
+      "infllm_v2_always",
+      R"("pattern": "infllm_v2", "topk": 3, "init_blocks": 0, "window_size": 0, "dense_len": 0)",
+      {.budget_pages = 3, .compressed = true, .rows_from = 192}));
   cases.push_back(Uniform("moba", R"("pattern": "moba", "chunk_size": 64, "topk": 3)",
                           {.per_query_head = true,
                            .budget_pages = 3,
@@ -255,7 +256,8 @@ class NaiveMask {
     return chosen;
   }
 
-  // InfLLM-v2: the first pages, the window's, and by the attention to the means of 32 keys every 16.
+  // InfLLM-v2: the first pages, the window's, and by the attention to the means of 32 keys
+  // every 16.
   std::set<int64_t> ChooseByCompressedKeys(const Naive& rule, const AttentionSpec& a, int32_t head,
                                            int64_t i, const Rows& queries, const Rows& keys) {
     const int32_t group = a.num_heads / a.num_kv_heads, kv_head = head / group;
@@ -274,7 +276,8 @@ class NaiveMask {
     for (int64_t page = 0; page <= i / kPage; ++page) {
       double best = 0;
       for (int64_t c = std::max<int64_t>(4 * page - 1, 0); c < 4 * page + 4; ++c) {
-        if (c < static_cast<int64_t>(sums.size())) best = std::max(best, sums[static_cast<size_t>(c)]);
+        if (c < static_cast<int64_t>(sums.size()))
+          best = std::max(best, sums[static_cast<size_t>(c)]);
       }
       const bool forced = page < rule.sinks || page > i / kPage - rule.recent;
       scores.push_back(forced ? 1e300 : best);
@@ -290,7 +293,8 @@ class NaiveMask {
     for (int64_t block = 0; block < i / width; ++block) {
       double s = 0;
       for (int64_t j = block * width; j < (block + 1) * width; ++j) {
-        s += Product(a, head, i, static_cast<size_t>(j), queries, keys) / static_cast<double>(width);
+        s +=
+            Product(a, head, i, static_cast<size_t>(j), queries, keys) / static_cast<double>(width);
       }
       scores.push_back(s);
     }
@@ -861,8 +865,8 @@ TEST(RankedPatterns, AFullBudgetIsDense) {
   }
 }
 
-// A prompt's rows that choose one by one go through the kernels of generated rows: near the reference,
-// and the same bits however the prompt is cut.
+// A prompt's rows that choose one by one go through the kernels of generated rows: near the
+// reference, and the same bits however the prompt is cut.
 TEST(RankedPatterns, TensorCoresKeepBitsOfRowsThatStandAlone) {
   if (Backends().back() != BackendKind::kCuda) GTEST_SKIP() << "no CUDA device";
   const TinyModel model({.layers = 1, .heads = 8, .kv_heads = 2, .head_dim = 64, .dim = 128});

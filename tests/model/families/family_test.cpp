@@ -93,7 +93,9 @@ TEST(Family, ReadsMiniCpmScalesAndSparseConfig) {
   // Released checkpoints come without the object too: dense. -1: sparse at any length.
   const ModelSpec dense = Load("minicpm", [](json* c) { c->erase("sparse_config"); });
   EXPECT_EQ(dense.layers[0].attention.native, NativeSparsity());
-  const ModelSpec always = Load("minicpm", [](json* c) { (*c)["sparse_config"] = {{"dense_len", -1}}; });
+  const ModelSpec always = Load("minicpm", [](json* c) {
+    (*c)["sparse_config"] = {{"dense_len", -1}};
+  });
   EXPECT_EQ(always.layers[0].attention.native.infllm_v2,
             (InfLlmV2{.topk = 64, .init_blocks = 1, .window = 2048, .dense_len = 0}));
 }

@@ -191,8 +191,8 @@ TEST(RankedPattern, LearnedSparsityIsNative) {
   const std::string infllm = "infllm_v2(topk=16,init=2,window=512,dense_len=4096)";
   EXPECT_THAT(describe("{}", 0), ::testing::ElementsAre(infllm, infllm, infllm, "moba(3 of 512)"));
   // Where nothing is masked, layers are dense.
-  EXPECT_THAT(describe("{}", 4095), ::testing::ElementsAre("dense", "dense", "dense",
-                                                          "moba(3 of 512)"));
+  EXPECT_THAT(describe("{}", 4095),
+              ::testing::ElementsAre("dense", "dense", "dense", "moba(3 of 512)"));
   EXPECT_THAT(describe("{}", 1536), ::testing::Each("dense"));
   EXPECT_THAT(describe(R"({"layers": [{"layers": "0-2", "pattern": "infllm_v2", "dense_len": 0},
                                       {"layers": "3", "pattern": "moba", "generated": true}]})",
@@ -301,10 +301,12 @@ TEST(RankedPattern, RefusesBadParametersWithTheirPlace) {
               HasSubstr("'similarity' is 1.5; allowed are -1 to 1"));
   EXPECT_THAT(Refusal(R"("pattern": "spargeattn", "threshold": 0.9, "similarty": 0.5)"),
               HasSubstr("Did you mean 'similarity'?"));
-  EXPECT_THAT(Refusal(R"("pattern": "infllm_v2", "topk": 2, "init_blocks": 2)"),
-              HasSubstr("layers[0]: 'topk' is 2, but the first 2 blocks and the query's own are read "
-                        "in any case; raise it to 3 or more."));
-  EXPECT_THAT(Refusal(R"("pattern": "infllm_v2", "block_size": 64)"), HasSubstr("unknown parameter"));
+  EXPECT_THAT(
+      Refusal(R"("pattern": "infllm_v2", "topk": 2, "init_blocks": 2)"),
+      HasSubstr("layers[0]: 'topk' is 2, but the first 2 blocks and the query's own are read "
+                "in any case; raise it to 3 or more."));
+  EXPECT_THAT(Refusal(R"("pattern": "infllm_v2", "block_size": 64)"),
+              HasSubstr("unknown parameter"));
   EXPECT_THAT(Refusal(R"("pattern": "moba", "topk": 3)"), HasSubstr("needs 'chunk_size'"));
   EXPECT_THAT(Refusal(R"("pattern": "moba", "topk": 3, "chunk_size": 100)"),
               HasSubstr("'chunk_size' is 100; allowed are multiples of 64"));

@@ -14,8 +14,8 @@ struct GoldenSequence {
   std::vector<int32_t> positions;          // ascending
   std::vector<std::vector<float>> logits;  // of each position
   double deviation = 0;                    // standard deviation of all of them
-  // [layers, query heads, tokens]: bit b says that the query reads block b of 64 keys. Empty where the
-  // family selects nothing by its queries.
+  // [layers, query heads, tokens]: bit b says that the query reads block b of 64 keys. Empty where
+  // the family selects nothing by its queries.
   std::vector<int32_t> blocks;
 };
 

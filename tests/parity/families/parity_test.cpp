@@ -1,6 +1,7 @@
 // Every family against an implementation that is not ours (what a released class does not compute
-// without its GPU extension, against a brute force: make_brute_force.py): logits of tiny random checkpoints, whole
-// prompts, prompts in chunks and token by token, through the paged cache with dead pages poisoned.
+// without its GPU extension, against a brute force: make_brute_force.py): logits of tiny random
+// checkpoints, whole prompts, prompts in chunks and token by token, through the paged cache with
+// dead pages poisoned.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -232,8 +233,8 @@ TEST_P(FamilyParity, SelectsTheGoldenBlocks) {
       runner.Prefill(0, golden.tokens, chunk, RopeVariant(spec_, golden.tokens.size()));
       for (size_t at = 0; at < masks.size(); ++at) {
         ASSERT_EQ(masks[at], golden.blocks[at])
-            << "backend " << static_cast<int>(kind) << ", chunks of " << chunk << ", layer and head "
-            << static_cast<int64_t>(at) / length << ", position "
+            << "backend " << static_cast<int>(kind) << ", chunks of " << chunk
+            << ", layer and head " << static_cast<int64_t>(at) / length << ", position "
             << static_cast<int64_t>(at) % length;
       }
     }
