@@ -257,6 +257,19 @@ class InspectTest(Case):
         self.assertRegex(report["device"], r"^(cuda \(|cpu \(.+\); no CUDA: .)")
         self.assertRegex(report["model_digest"], r"^[0-9a-f]{32}$")
 
+    def test_learned_sparsity_is_the_checkpoints_own_plan(self):
+        for name, pattern, group in (
+                ("minicpm", "infllm_v2(topk=2,init=1,window=64,dense_len=230)", "full_segments"),
+                ("moba", "moba(2 of 128)", "full_summaries")):
+            result = run("inspect", ROOT / "tests/parity/families/data" / name, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            report = json.loads(result.stdout)
+            for layer in report["layers"]:
+                segment = layer["segments"][0]
+                self.assertEqual(segment["pattern"], pattern)
+                self.assertEqual(segment["native"], pattern)
+                self.assertEqual(segment["group"], group)
+
     @needs(SMOLLM)
     def test_card_of_a_plan_with_its_report(self):
         folder = ROOT / "docs/fidelity"

@@ -17,8 +17,8 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kFolders[] = {
-    "cohere2", "gemma2", "gemma3", "gpt_oss",       "gpt_oss_mxfp4", "llama", "llama4",
-    "mistral", "olmo2",  "olmo3",  "phi3_longrope", "phi3",          "qwen2", "qwen3",
+    "cohere2", "gemma2",  "gemma3", "gpt_oss", "gpt_oss_mxfp4", "llama", "llama4", "minicpm",
+    "mistral", "moba",    "olmo2",  "olmo3",   "phi3_longrope", "phi3",  "qwen2",  "qwen3",
     "embeddinggemma", "modernbert_classifier", "modernbert_multi_label"};
 
 // What the forward pass takes for granted.
@@ -37,6 +37,16 @@ void ExpectSound(const ModelSpec& spec) {
     EXPECT_EQ(a.num_heads % a.num_kv_heads, 0);
     EXPECT_GE(a.native.window, 0);
     EXPECT_GE(a.native.chunk, 0);
+    if (a.native.infllm_v2.topk > 0) {
+      EXPECT_GE(a.native.infllm_v2.init_blocks, 0);
+      EXPECT_GT(a.native.infllm_v2.topk, a.native.infllm_v2.init_blocks);
+      EXPECT_GE(a.native.infllm_v2.window, 0);
+      EXPECT_GE(a.native.infllm_v2.dense_len, 0);
+    }
+    if (a.native.moba.chunk > 0) {
+      EXPECT_EQ(a.native.moba.chunk % kernels::kPageTokens, 0);
+      EXPECT_GT(a.native.moba.topk, 0);
+    }
     EXPECT_LT(a.rope, static_cast<int32_t>(spec.ropes.size()));
     EXPECT_EQ(layer.weights.wo.shape[1], int64_t{a.num_heads} * a.head_dim);
     EXPECT_LE(layer.mlp.top_k, layer.mlp.num_experts);
