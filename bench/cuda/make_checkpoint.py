@@ -91,7 +91,8 @@ def tokenizer_of(vocab_size):
 FP8_SCALE = 0.02 / 64  # times normal values of spread 64
 
 
-def write_weights(path, config):
+def header_of(config):
+    """name -> its entry in the file's header, in the order of the file; the header's bytes."""
     header, at = {}, 0
 
     def add(name, dtype, shape, value_bytes):
@@ -108,11 +109,16 @@ def write_weights(path, config):
             add(name, "BF16", shape, 2)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    return header, struct.pack("<Q", len(text)) + text
+
+
+def write_weights(path, config):
+    header, text = header_of(config)
     rng = random.Random(1)
     block = array.array("H", (bf16(rng.gauss(0, 0.02)) for _ in range(BLOCK_VALUES))).tobytes()
     codes = bytes(e4m3(rng.gauss(0, 64)) for _ in range(BLOCK_VALUES))
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(text)
         for i, (name, entry) in enumerate(header.items()):
             left = entry["data_offsets"][1] - entry["data_offsets"][0]
             if name.endswith("norm.weight"):
@@ -126,7 +132,13 @@ def write_weights(path, config):
             left -= file.write(values[begin:begin + left])
             while left > 0:
                 left -= file.write(values[:left])
-    return at
+    return max(entry["data_offsets"][1] for entry in header.values())
+
+
+def write_texts(folder, config):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(config["vocab_size"])))
 
 
 def main():
@@ -138,9 +150,7 @@ def main():
         sys.exit(__doc__)
     folder = pathlib.Path(sys.argv[1])
     config = config_of(sys.argv[2], fp8, int(context[0]) if context else 131072)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_of(config["vocab_size"])))
+    write_texts(folder, config)
     print(f"{write_weights(folder / 'model.safetensors', config) / 1e9:.2f} GB of weights")
 
 
