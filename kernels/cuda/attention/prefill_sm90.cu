@@ -12,9 +12,9 @@
 // threads hold after one waits in device memory, in the L2 cache as a rule, for the next, which
 // another block may have taken.
 //
-// Where the cache is e4m3 the producer brings codes into a ring of their own, and the other three
-// warps of its warpgroup turn them into halves, exactly, in the rings that the math warpgroups
-// read.
+// Where the cache is e4m3 the producer brings codes into a ring of their own, and converters, a fourth
+// warpgroup or (heads of 256 channels) the producer's other three warps, turn them into halves,
+// exactly, in the rings that the math warpgroups read.
 #include <algorithm>
 
 #include "kernels/cuda/attention/edges.cuh"
@@ -32,7 +32,6 @@ namespace longstride::kernels::cuda {
 namespace {
 
 constexpr int kMathGroups = 2;
-constexpr int kThreads = 128 * (kMathGroups + 1);
 constexpr int kPanelColumns = 64;
 constexpr int kPanelRowBytes = 128;
 constexpr int kPagePanelBytes = kPageTokens * kPanelRowBytes;
@@ -41,10 +40,9 @@ constexpr int kTurnBarrier = 1;   // + warpgroup: its turn on the tensor cores
 constexpr int kGroupBarrier = 3;  // + warpgroup: among its own threads
 constexpr int kConverterBarrier = 5;
 
-constexpr int kConverterWarps = 3;
 
-// Registers: producer + 2 * math is the 504 that three warpgroups start with. E: the cache's
-// element, uint8_t for e4m3.
+// Registers: producer + 2 * math is the 504 that three warpgroups start with; with a converters'
+// warpgroup it is the 512 that four do. E: the cache's element, uint8_t for e4m3.
 template <typename E, int kHeadDim>
 struct TileShape;
 template <typename E>
@@ -66,18 +64,31 @@ struct TileShape<E, 256> {
 template <>
 struct TileShape<uint8_t, 64> {
   static constexpr int kPages = 2, kKeySlots = 3, kValueSlots = 3, kCodeSlots = 4;
-  static constexpr int kProducerRegisters = 56, kMathRegisters = 224;
+  static constexpr int kProducerRegisters = 40, kMathRegisters = 208, kConverterRegisters = 56;
 };
 template <>
 struct TileShape<uint8_t, 128> {
   static constexpr int kPages = 2, kKeySlots = 2, kValueSlots = 2, kCodeSlots = 4;
-  static constexpr int kProducerRegisters = 56, kMathRegisters = 224;
+  static constexpr int kProducerRegisters = 40, kMathRegisters = 208, kConverterRegisters = 56;
 };
 template <>
 struct TileShape<uint8_t, 256> {
   static constexpr int kPages = 1, kKeySlots = 2, kValueSlots = 2, kCodeSlots = 2;
   static constexpr int kProducerRegisters = 40, kMathRegisters = 232;
 };
+
+// Registers of a warpgroup of converters; 0: the warps beside the producer convert.
+template <typename Shape>
+constexpr int ConverterRegisters() {
+  if constexpr (requires { Shape::kConverterRegisters; }) return Shape::kConverterRegisters;
+  return 0;
+}
+template <typename Shape>
+constexpr int kConverterRegisters = ConverterRegisters<Shape>();
+template <typename Shape>
+constexpr int kConverterWarps = kConverterRegisters<Shape> != 0 ? 4 : 3;
+template <typename Shape>
+constexpr int kThreads = 128 * (1 + kMathGroups + (kConverterRegisters<Shape> != 0 ? 1 : 0));
 
 // One work unit as the math warpgroups see it.
 struct Unit {
@@ -439,16 +450,17 @@ class Producer {
 
 // --- converter -----------------------------------------------------------------------------------
 
-// Three warps between the ring of codes and those of keys and values.
+// The warps between the ring of codes and those of keys and values.
 template <int kHeadDim>
 class Converter {
  public:
   using Shape = TileShape<uint8_t, kHeadDim>;
   using Storage = SharedStorage<uint8_t, kHeadDim>;
+  static constexpr int kWarps = kConverterWarps<Shape>;
 
   __device__ Converter(Storage& s)
       : s_(s),
-        warp_(static_cast<int>(threadIdx.x) / 32 - 1),
+        warp_(static_cast<int>(threadIdx.x) / 32 - (kConverterRegisters<Shape> != 0 ? 12 : 1)),
         lane_(static_cast<int>(threadIdx.x) & 31) {}
 
   __device__ void Run() {
@@ -478,18 +490,20 @@ class Converter {
   // read before it is written: shared memory is busy with the products' operands, and slow to
   // answer.
   __device__ __forceinline__ void Convert(uint8_t* to, int32_t tails) {
-    constexpr int kRows = Shape::kPages * kPageTokens, kGroups = kRows / 8;
-    constexpr int kPanels = kHeadDim / kPanelColumns, kBatch = 6 / kPanels;
+    constexpr int kRows = Shape::kPages * kPageTokens, kPanels = kHeadDim / kPanelColumns;
+    constexpr int kGroups = kRows / 8, kRounds = (kGroups + kWarps - 1) / kWarps;
+    constexpr int kMost = (kConverterRegisters<Shape> != 0 ? 8 : 6) / kPanels;  // registers
+    constexpr int kBatch = kRounds < kMost ? kRounds : kMost;
     constexpr int kCodeRowBytes = PagePanelBytes(kHeadDim), kChunks = kCodeRowBytes / 16;
     const uint8_t* from = s_.ring.codes[codes_.slot];
     const int chunk = lane_ & 3, row = (lane_ >> 3) * 2 ^ (lane_ >> 2 & 1) * 5;
 #pragma unroll 1
-    for (int first = warp_; first < kGroups; first += kBatch * kConverterWarps) {
+    for (int first = warp_; first < kGroups; first += kBatch * kWarps) {
       uint4 codes[kBatch][kPanels];
 #pragma unroll
       for (int n = 0; n < kBatch; ++n) {
-        const int group = first + n * kConverterWarps;
-        if (group >= kGroups) break;
+        const int group = first + n * kWarps;
+        if (kGroups % (kBatch * kWarps) != 0 && group >= kGroups) break;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
           const int column = panel * 4 + chunk;  // of 16 codes
@@ -504,8 +518,8 @@ class Converter {
       }
 #pragma unroll
       for (int n = 0; n < kBatch; ++n) {
-        const int group = first + n * kConverterWarps;
-        if (group >= kGroups) break;
+        const int group = first + n * kWarps;
+        if (kGroups % (kBatch * kWarps) != 0 && group >= kGroups) break;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
           uint8_t* rows = to + panel * (kRows * kPanelRowBytes) + group * 8 * kPanelRowBytes;
@@ -532,7 +546,7 @@ class Converter {
   // all, behind a barrier.
   __device__ __forceinline__ void Publish(uint64_t* full) {
     AsyncProxyFence();
-    NamedBarrierSync(kConverterBarrier, kConverterWarps * 32);
+    NamedBarrierSync(kConverterBarrier, kWarps * 32);
     if (lane_ == 0) BarrierArrive(&s_.ring.empty[codes_.slot]);
     if (Speaks()) BarrierArrive(full);
     codes_.Advance();
@@ -555,7 +569,8 @@ class MathGroup {
   using Storage = SharedStorage<E, kHeadDim>;
   static constexpr int kKeys = Shape::kPages * kPageTokens;
   static constexpr int kPanels = kHeadDim / kPanelColumns;
-  static constexpr bool kQueriesInRegisters = kHeadDim <= 128;
+  // With converters of their own no more fit.
+  static constexpr bool kQueriesInRegisters = kHeadDim <= (kIsCode<E> ? 64 : 128);
   static constexpr int64_t kPartFloats = PartFloats(kHeadDim);
 
   __device__ MathGroup(const KernelParams& p, Storage& s, int group)
@@ -953,7 +968,7 @@ class MathGroup {
 };
 
 template <typename T, typename E, int kHeadDim>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads<TileShape<E, kHeadDim>>, 1)
     PrefillKernel(const __grid_constant__ KernelParams p) {
   using Shape = TileShape<E, kHeadDim>;
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -973,7 +988,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if constexpr (kIsCode<E>) {
       for (int i = 0; i < Shape::kCodeSlots; ++i) {
         BarrierInit(&s.ring.full[i], 1);
-        BarrierInit(&s.ring.empty[i], kConverterWarps);
+        BarrierInit(&s.ring.empty[i], kConverterWarps<Shape>);
       }
     }
     BarrierInitFence();
@@ -987,12 +1002,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     ReleaseRegisters<Shape::kProducerRegisters>();
     if (threadIdx.x < 32) {
       Producer<E, kHeadDim>(p, s).Run();
-    } else if constexpr (kIsCode<E>) {
+    } else if constexpr (kIsCode<E> && kConverterRegisters<Shape> == 0) {
       Converter<kHeadDim>(s).Run();
     }
-  } else {
+  } else if (group <= kMathGroups) {
     ClaimRegisters<Shape::kMathRegisters>();
     MathGroup<T, E, kHeadDim>(p, s, group - 1).Run();
+  } else if constexpr (kConverterRegisters<Shape> != 0) {
+    ReleaseRegisters<kConverterRegisters<Shape>>();
+    Converter<kHeadDim>(s).Run();
   }
 }
 
@@ -1015,7 +1033,8 @@ cudaError_t Launch(const KernelParams& params, cudaStream_t stream) {
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
   // No more than there is room for sums of.
-  kernel<<<std::min(processors, kMostSharedUnits), kThreads, kBytes, stream>>>(params);
+  kernel<<<std::min(processors, kMostSharedUnits), kThreads<TileShape<E, kHeadDim>>, kBytes,
+           stream>>>(params);
   return cudaGetLastError();
 }
 
