@@ -12,9 +12,9 @@
 // threads hold after one waits in device memory, in the L2 cache as a rule, for the next, which
 // another block may have taken.
 //
-// Where the cache is e4m3 the producer brings codes into a ring of their own, and converters, a fourth
-// warpgroup or (heads of 256 channels) the producer's other three warps, turn them into halves,
-// exactly, in the rings that the math warpgroups read.
+// Where the cache is e4m3 the producer brings codes into a ring of their own, and converters, a
+// fourth warpgroup or (heads of 256 channels) the producer's other three warps, turn them into
+// halves, exactly, in the rings that the math warpgroups read.
 #include <algorithm>
 
 #include "kernels/cuda/attention/edges.cuh"
@@ -39,7 +39,6 @@ constexpr int kPagePanelBytes = kPageTokens * kPanelRowBytes;
 constexpr int kTurnBarrier = 1;   // + warpgroup: its turn on the tensor cores
 constexpr int kGroupBarrier = 3;  // + warpgroup: among its own threads
 constexpr int kConverterBarrier = 5;
-
 
 // Registers: producer + 2 * math is the 504 that three warpgroups start with; with a converters'
 // warpgroup it is the 512 that four do. E: the cache's element, uint8_t for e4m3.
