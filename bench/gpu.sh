@@ -21,7 +21,7 @@ tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests sampl
 benches=(decode_loop prefill_selection_bench)
 # What of them uses the device.
 declare -A filters=([kernels_tests]='*cuda*:*Cuda*:*MakeBackend*' [families_parity_tests]='*Cuda*'
-  [decoder_test]='*KvCache*:*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*Repeatable*'
+  [decoder_test]='*KvCache*:*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*DualChunk*:*Repeatable*'
   [sampling_test]='*Device*')
 
 # The shared libraries that binaries need, without those of the C and C++ compilers.

@@ -230,6 +230,18 @@ absl::Status Backend::Attention(const AttentionParams& p) {
   return DoAttention(Folded(p));
 }
 
+absl::Status Backend::MergeAttention(const MergeAttentionParams& p) {
+  ShapeCheck check("MergeAttention", device());
+  check.Activation("out", p.out, {"rows", "heads", "head_dim"})
+      .That(p.num_parts >= 1 && p.num_parts <= kMaxAttentionParts, "1 to 3 parts", p.num_parts);
+  for (int32_t i = 0; check.ok() && i < p.num_parts; ++i) {
+    check.F32("part", p.parts[i], {"rows", "heads", "head_dim"})
+        .That(p.lse[i] != nullptr || p.out.shape[0] == 0, "log-sum-exps of every part", i);
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoMergeAttention(p);
+}
+
 absl::Status Backend::CopyBytes(std::span<const ByteCopy> copies) {
   for (const ByteCopy& copy : copies) {
     std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));

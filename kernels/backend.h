@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "config/base/status.h"
+#include "kernels/attention_parts.h"
 #include "kernels/buffer.h"
 #include "kernels/op_params.h"
 
@@ -155,6 +156,7 @@ class Backend {
   absl::Status PositionScale(const PositionScaleParams& p);
   absl::Status KvWrite(const KvWriteParams& p);
   absl::Status Attention(const AttentionParams& p);
+  absl::Status MergeAttention(const MergeAttentionParams& p);
   absl::Status SummarizePages(const PageSummaryParams& p);
   absl::Status SelectPages(const SelectPagesParams& p);
   absl::Status GatedActivation(const GatedActivationParams& p);
@@ -177,6 +179,7 @@ class Backend {
   virtual absl::Status DoPositionScale(const PositionScaleParams& p) = 0;
   virtual absl::Status DoKvWrite(const KvWriteParams& p) = 0;
   virtual absl::Status DoAttention(const AttentionParams& p) = 0;
+  virtual absl::Status DoMergeAttention(const MergeAttentionParams& p) = 0;
   virtual absl::Status DoSummarizePages(const PageSummaryParams& p) = 0;
   virtual absl::Status DoSelectPages(const SelectPagesParams& p) = 0;
   virtual absl::Status DoGatedActivation(const GatedActivationParams& p) = 0;

@@ -72,8 +72,8 @@ struct KvSelection {
   bool entries_made = false;
   // Made lists may end in kNoEntry: how long they are follows from queries too.
   bool entries_padded = false;
-  // From this position on a prompt's rows stand for themselves, too: their tiles have one row. A backend
-  // may compute them with the kernels of generated rows.
+  // From this position on a prompt's rows stand for themselves, too: their tiles have one row. A
+  // backend may compute them with the kernels of generated rows.
   int32_t single_rows_from = kNoSingleRows;
 };
 

@@ -123,11 +123,11 @@ enum class PageScore : uint8_t {
   // all their pairs, each with itself among them, |mean of x / |x||^2, is above `similarity`. Source:
   // SpargeAttn (arXiv 2502.18137).
   kPooled,
-  // The share of the row's attention to compressed keys, of which number c is the mean of the 32 keys
-  // from 16c on: with p[h, c] the softmax of scale * q_h · compressed key c over those whose keys the
-  // row at position i all sees (c < floor((i - 15) / 16)) and P[c] the sum of p over the query heads
-  // of the list, page J weighs as the largest P of 4J - 1 to 4J + 3, the compressed keys that reach into
-  // it. Source: InfLLM-v2 (arXiv 2509.24663).
+  // The share of the row's attention to compressed keys, of which number c is the mean of the 32
+  // keys from 16c on: with p[h, c] the softmax of scale * q_h · compressed key c over those whose
+  // keys the row at position i all sees (c < floor((i - 15) / 16)) and P[c] the sum of p over the
+  // query heads of the list, page J weighs as the largest P of 4J - 1 to 4J + 3, the compressed keys
+  // that reach into it. Source: InfLLM-v2 (arXiv 2509.24663).
   kCompressedKeys,
 };
 inline constexpr int32_t kProbeRows = 64;
@@ -146,9 +146,10 @@ constexpr bool UsesSummaries(PageScore score) {
 // score is not a number do not count. Writes the list, ascending, to entries[list_begin[h, t]..].
 // The result depends on the tile's rows and on its sequence's pages alone.
 //
-// With block_pages above 1 the pages are ranked in blocks of so many, counted from page 0: each counts
-// as the mean of its block's scores, and those of the block of the tile's first row, or later, are
-// taken first. Source: MoBA (arXiv 2502.13189), whose blocks' mean keys are the mean of their pages'.
+// With block_pages above 1 the pages are ranked in blocks of so many, counted from page 0: each
+// counts as the mean of its block's scores, and those of the block of the tile's first row, or
+// later, are taken first. Source: MoBA (arXiv 2502.13189), whose blocks' mean keys are the mean of
+// their pages'.
 //
 // kCompressedKeys takes tiles of one row, and others that take all their candidates.
 //
@@ -184,9 +185,11 @@ struct SelectPagesParams {
   ListHeads list_heads = ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
-  int32_t block_pages = 1;  // more: score is kMean, lists are per query head, no sinks, 1 recent page
-  // Of those that do not use summaries, and `scale` of kCompressedKeys, too. kAntidiagonal: `mass` above 0 and at most 1, tiles begin at
-  // multiples of `stride`, which divides kPageTokens. kVerticalSlash: `segment` is whole tiles.
+  // More than 1: kMean, lists per query head, no sinks, one recent page.
+  int32_t block_pages = 1;
+  // Of those that do not use summaries, and `scale` of kCompressedKeys, too. kAntidiagonal: `mass`
+  // above 0 and at most 1, tiles begin at multiples of `stride`, which divides kPageTokens.
+  // kVerticalSlash: `segment` is whole tiles.
   float scale = 0.0f;  // of the attention that is estimated
   float mass = 0.0f;
   int32_t stride = 0;

@@ -9,8 +9,9 @@
 
 namespace longstride::model {
 
-// One attention call of a step, after it was issued. Everything pointed to is valid during the call
-// of the observer only; on a device that computes behind the calls `params->out` may be unwritten.
+// One attention call of a step (of dual chunk attention: of a part of the keys), after it was
+// issued. Everything pointed to is valid during the call of the observer only; on a device that
+// computes behind the calls `params->out` may be unwritten.
 struct AttentionCall {
   int32_t layer = 0;
   const HeadSegment* segment = nullptr;

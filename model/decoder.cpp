@@ -167,15 +167,19 @@ absl::Status DecoderImpl::SelectKeys() {
   Timed timed(&times_->selection_ns);
   for (size_t p = 0; p < plan_->patterns.size(); ++p) {
     const SparsePattern& pattern = *plan_->patterns[p];
+    selections_[p].Clear();
+    last_selections_[p].Clear();
     if (layout_.all_wanted() || used_before_last_[p] || pattern.ranking() != nullptr) {
-      selections_[p].Clear();
       pattern.Select(layout_.runs, &selections_[p]);
       if (layout_.padded && pattern.ranking() == nullptr) selections_[p].Pad(layout_.num_rows);
     }
     if (!layout_.all_wanted() && used_in_last_[p] && pattern.ranking() == nullptr) {
-      last_selections_[p].Clear();
       pattern.Select(layout_.wanted_runs, &last_selections_[p]);
     }
+  }
+  if (dual_chunk_) {
+    dual_chunk_->SetPositions(layout_);
+    dual_chunk_->Cut(selections_, last_selections_);
   }
   for (size_t r = 0; r < ranked_.size(); ++r) {
     const SelectionBuilder& chosen = selections_[static_cast<size_t>(ranked_pattern_[r])];
@@ -256,6 +260,7 @@ std::string DecoderImpl::RepeatKey() const {
   for (const RankedSelection& ranked : ranked_) {
     StrAppend(&key, " ", ranked.num_entries(), ":", ranked.View(nullptr).max_list_entries);
   }
+  if (dual_chunk_) StrAppend(&key, " parts ", dual_chunk_->num_parts());
   // Made lists move when their memory grows.
   StrAppend(&key, " ", page_lists_.bytes());
   return key;
@@ -291,6 +296,7 @@ void DecoderImpl::NameArrays() {
     if (layout_.all_wanted() || used_before_last_[p]) name_selection(selections_[p]);
     if (!layout_.all_wanted() && used_in_last_[p]) name_selection(last_selections_[p]);
   }
+  if (dual_chunk_) dual_chunk_->ForArrays(layout_.all_wanted(), name);
   for (const RankedSelection& ranked : ranked_) ranked.ForArrays(name);
   if (!layout_.all_wanted()) {
     for (const RankedSelection& ranked : last_ranked_) ranked.ForArrays(name);

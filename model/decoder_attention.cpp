@@ -84,6 +84,8 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
   Timed timed(&times_->other_ns);
   const TensorView queries = Heads(qkv, 0, a.num_heads, a.head_dim);
   const TensorView both = Heads(qkv, 0, a.num_heads + a.num_kv_heads, a.head_dim);
+  const int32_t* positions =
+      dual_chunk_ ? dual_chunk_->positions().data() : layout_.positions.data();
   if (a.rope >= 0) {
     const RopeSpec& rope = spec_->ropes[static_cast<size_t>(a.rope)];
     for (const RopeSpan& span : layout_.rope_spans) {
@@ -93,7 +95,7 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
       if (table.inv_freq.empty()) continue;
       RETURN_IF_ERROR(
           backend_->Rope({.x = RowRange(both, span.row_begin, span.num_rows),
-                          .positions = layout_.positions.data() + span.row_begin,
+                          .positions = positions + span.row_begin,
                           .inv_freq = frequencies,
                           .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
                           .interleaved = table.interleaved,
@@ -188,6 +190,50 @@ absl::Status DecoderImpl::KeepWantedRows(TensorView* query) {
 
 absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const TensorView& out) {
   Timed timed(&times_->attention_ns);
+  return dual_chunk_ ? AttendDualChunk(l, query, out) : AttendPart(l, query, kWhole, out, nullptr);
+}
+
+absl::Status DecoderImpl::AttendDualChunk(size_t l, const TensorView& query,
+                                          const TensorView& out) {
+  const AttentionSpec& a = spec_->layers[l].attention;
+  const int64_t width = int64_t{a.num_heads} * a.head_dim;
+  const int num_parts = dual_chunk_->num_parts();
+  const auto part_out = [&](int part) {
+    TensorView view = MatrixIn(work_.parts, rows_, width);
+    view.data = view.ptr<float>() + part * rows_ * width;
+    return view;
+  };
+  const auto part_lse = [&](int part) {
+    return work_.parts_lse.as<float>() + int64_t{part} * rows_ * a.num_heads;
+  };
+  for (int part = 0; part < num_parts; ++part) {
+    if (part > 0 && a.rope >= 0) {
+      // Rotations add up. Tables differ in scale alone, which is in the queries already.
+      const RopeTable& table = spec_->ropes[static_cast<size_t>(a.rope)].variants[0];
+      RETURN_IF_ERROR(
+          backend_->Rope({.x = Heads(query, 0, a.num_heads, a.head_dim),
+                          .positions = dual_chunk_->turns(part, last_).data(),
+                          .inv_freq = resident_->rope_frequencies[static_cast<size_t>(a.rope)][0],
+                          .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
+                          .interleaved = table.interleaved}));
+    }
+    RETURN_IF_ERROR(AttendPart(l, query, part, part_out(part), part_lse(part)));
+  }
+  for (const HeadSegment& segment : plan_->layers[l].segments) {
+    const int64_t first = int64_t{segment.query.first} * a.head_dim;
+    kernels::MergeAttentionParams merge = {
+        .num_parts = num_parts, .out = Heads(out, first, segment.query.count, a.head_dim)};
+    for (int part = 0; part < num_parts; ++part) {
+      merge.parts[part] = Heads(part_out(part), first, segment.query.count, a.head_dim);
+      merge.lse[part] = part_lse(part) + int64_t{rows_} * segment.query.first;
+    }
+    RETURN_IF_ERROR(backend_->MergeAttention(merge));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part,
+                                     const TensorView& out, float* lse) {
   const AttentionSpec& a = spec_->layers[l].attention;
   const TensorView& sinks = spec_->layers[l].weights.sinks;
   const std::vector<SelectionBuilder>& selections = last_ ? last_selections_ : selections_;
@@ -201,7 +247,9 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
       selection = ranked.View(entries);
       entries += ranked.num_entries();
     } else {
-      selection = selections[static_cast<size_t>(segment.pattern)].View();
+      const auto p = static_cast<size_t>(segment.pattern);
+      selection =
+          part == kWhole ? selections[p].View() : dual_chunk_->View(selections[p], p, part, last_);
     }
     const auto g = static_cast<size_t>(segment.group);
     const CacheGroup& group = cache_->groups()[g];
@@ -220,11 +268,14 @@ absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const Tensor
         .softcap = a.softcap,
         .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
         .out = Heads(out, first, segment.query.count, a.head_dim),
+        .lse = lse == nullptr ? nullptr : lse + int64_t{rows_} * segment.query.first,
         .counters = &counters};
     RETURN_IF_ERROR(backend_->Attention(params));
     PatternCounters& total = (*counters_)[static_cast<size_t>(segment.pattern)];
+    // Counted once, whatever the parts.
     const int64_t keys_total =
-        segment.query.count * (last_ ? layout_.keys_wanted_rows : layout_.keys_all_rows);
+        part > 0 ? 0
+                 : segment.query.count * (last_ ? layout_.keys_wanted_rows : layout_.keys_all_rows);
     total.keys_total += keys_total;
     if (observer_ != nullptr) {
       observer_->OnAttention({.layer = static_cast<int32_t>(l),

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "model/decoder.h"
 #include "model/decoder_weights.h"
 #include "model/device_choices.h"
+#include "model/dual_chunk_step.h"
 #include "model/ranked_selection.h"
 #include "model/step_layout.h"
 
@@ -78,6 +80,8 @@ class DecoderImpl : public Decoder {
     kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
+    // Of dual chunk attention: outputs and log-sum-exps of its parts, one behind the other.
+    kernels::Buffer parts, parts_lse;
     int64_t bytes = 0;
   };
 
@@ -122,6 +126,13 @@ class DecoderImpl : public Decoder {
   absl::Status RankPages(size_t l, const TensorView& query);
   absl::Status KeepWantedRows(TensorView* query);
   absl::Status Attend(size_t l, const TensorView& query, const TensorView& out);
+  // Over the keys of one part (of dual chunk attention), or all: kWhole. lse: [rows, heads] for
+  // each segment, one behind the other, or null.
+  absl::Status AttendPart(size_t l, const TensorView& query, int part, const TensorView& out,
+                          float* lse);
+  static constexpr int kWhole = -1;
+  // Three rotations of a query, three sets of keys, one softmax. Leaves the queries rotated on.
+  absl::Status AttendDualChunk(size_t l, const TensorView& query, const TensorView& out);
 
   // Branches into the residual stream (decoder_mlp.cpp).
   absl::Status Norm(const TensorView& x, const TensorView& weight, const TensorView& bias,
@@ -165,6 +176,7 @@ class DecoderImpl : public Decoder {
   std::vector<std::vector<int32_t>> layer_ranked_;  // [layer][segment]
   bool lists_follow_from_lengths_ = true;           // how long they are
   kernels::Buffer page_lists_;                      // of one layer
+  std::optional<DualChunkStep> dual_chunk_;         // where the model has it
 
   // The step being computed.
   StepLayout layout_;

@@ -20,6 +20,7 @@ constexpr int64_t kMinLogitsRows = 128;
 // Widest rows of the spec's layers, in floats.
 struct Widths {
   int64_t dim = 0, qkv = 0, heads = 0, gate_up = 0, experts = 0;
+  int64_t num_heads = 0;
 
   explicit Widths(const ModelSpec& spec) : dim(spec.dim) {
     for (const LayerSpec& layer : spec.layers) {
@@ -27,6 +28,7 @@ struct Widths {
       const MlpSpec& m = layer.mlp;
       qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
       heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
+      num_heads = std::max<int64_t>(num_heads, a.num_heads);
       gate_up = std::max<int64_t>(gate_up,
                                   int64_t{2} * (m.num_experts > 0 ? m.shared_ffn_dim : m.ffn_dim));
       experts = std::max<int64_t>(experts, m.num_experts);
@@ -44,7 +46,8 @@ int32_t MaxLogitsRows(const ModelSpec& spec, int32_t max_step_tokens) {
 
 int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
   const Widths w(spec);
-  const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.gate_up + w.experts;
+  const int64_t of_parts = spec.dual_chunk ? DualChunk::kParts * (w.heads + w.num_heads) : 0;
+  const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.gate_up + w.experts + of_parts;
   return int64_t{sizeof(float)} *
          (max_step_tokens * of_all_rows +
           int64_t{MaxLogitsRows(spec, max_step_tokens)} * spec.vocab_size);
@@ -111,6 +114,7 @@ absl::Status DecoderImpl::InitStep() {
     layer_groups_.push_back(std::move(groups));
   }
   FindRankedSegments();
+  if (spec_->dual_chunk) dual_chunk_.emplace(*spec_->dual_chunk);
   return AllocateWorkspace();
 }
 
@@ -169,6 +173,11 @@ absl::Status DecoderImpl::CheckSpec() const {
     const int32_t rope = layer.attention.rope;
     LS_CHECK(rope < static_cast<int32_t>(spec_->ropes.size()));
     LS_CHECK(rope < 0 || !spec_->ropes[static_cast<size_t>(rope)].variants.empty());
+    for (size_t v = 1; spec_->dual_chunk && rope >= 0 && v < spec_->ropes[rope].variants.size();
+         ++v) {
+      const std::vector<RopeTable>& variants = spec_->ropes[rope].variants;
+      LS_CHECK(variants[v].inv_freq == variants[0].inv_freq);
+    }
   }
   return absl::OkStatus();
 }
@@ -228,6 +237,10 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(allocate(&work_.branch, widths.dim));
   RETURN_IF_ERROR(allocate(&work_.gate_up, widths.gate_up));
   RETURN_IF_ERROR(allocate(&work_.router, widths.experts));
+  if (spec_->dual_chunk) {
+    RETURN_IF_ERROR(allocate(&work_.parts, DualChunk::kParts * widths.heads));
+    RETURN_IF_ERROR(allocate(&work_.parts_lse, DualChunk::kParts * widths.num_heads));
+  }
   RETURN_IF_ERROR(reserve(&work_.last_stream, rows, widths.dim));
   RETURN_IF_ERROR(reserve(&work_.last_normed, rows, widths.dim));
   RETURN_IF_ERROR(reserve(&work_.last_query, rows, widths.heads));
@@ -295,6 +308,11 @@ absl::Status DecoderImpl::RunDry() {
   ModelOutput output;
   BeginStep(&output);
   page_tables_ = layout_.page_tables;
+  if (dual_chunk_) {
+    dual_chunk_->SetPositions(layout_);
+    dual_chunk_->Cut(selections_, last_selections_);
+    dual_chunk_->UseAllParts();
+  }
   RETURN_IF_ERROR(ReservePageLists());
   NameArrays();
   RETURN_IF_ERROR(backend_->BeginStep(arrays_));

@@ -59,6 +59,7 @@ absl::Status Model::Init(const ModelOptions& options) {
   }
   ASSIGN_OR_RETURN(weights_, WeightsFile::Open(options.path));
   ASSIGN_OR_RETURN(spec_, LoadModelSpec(*weights_));
+  for (const std::string& note : spec_.notes) Log(LogLevel::kWarning, note);
   name_ = !options.served_name.empty() ? options.served_name
           : !spec_.name.empty()        ? spec_.name
                                        : weights_->name();

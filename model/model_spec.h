@@ -32,6 +32,28 @@ struct RopeTable {
 struct RopeSpec {
   std::vector<RopeTable> variants;
   std::vector<int32_t> variant_lengths;
+  bool by_prompt = false;  // the prompt's length alone chooses, whatever max tokens is
+};
+
+// Dual chunk attention (arXiv 2402.17463, 2501.15383): no rotary distance is larger than
+// chunk_size. With s = stride(), the key at j is rotated at j mod s; the query at i is rotated
+// thrice, for the keys of its own run of s positions, for those of the run before it, and for all
+// earlier ones. The three scores are of one softmax. Distances up to local_size are the true ones.
+struct DualChunk {
+  static constexpr int32_t kParts = 3;
+  // stride() is a multiple of this: no query tile and no entry of a list lies in two runs.
+  static constexpr int32_t kAlignment = 128;
+  int32_t chunk_size = 0;
+  int32_t local_size = 0;  // below chunk_size
+  constexpr int32_t stride() const { return chunk_size - local_size; }
+  // Rotary position of the key at j.
+  constexpr int32_t KeyPosition(int32_t j) const { return j % stride(); }
+  // Rotary position of the query at i for the keys of a part: 0 its own run, 1 the one before, 2
+  // earlier.
+  constexpr int32_t QueryPosition(int32_t i, int part) const {
+    const int32_t past = part == 0 ? 0 : part == 1 ? i % stride() + stride() : 2 * stride() - 1;
+    return part == 0 ? i % stride() : past < chunk_size ? past : chunk_size;
+  }
 };
 
 enum class QkNorm : uint8_t {
@@ -188,6 +210,8 @@ struct ModelSpec {
   float logit_scale = 1.0f;
   float logit_softcap = 0.0f;
   std::vector<RopeSpec> ropes;
+  // Of all layers; the variants of their ropes differ in scale alone then.
+  std::optional<DualChunk> dual_chunk;
   std::vector<LayerSpec> layers;
   kernels::TensorView embedding;    // [vocab, dim]
   kernels::TensorView embedding_norm, embedding_norm_bias;  // [dim] on the embeddings (ModernBERT)
@@ -198,6 +222,8 @@ struct ModelSpec {
   OutputHead embedding_head;             // of embeddings
   std::optional<Classifier> classifier;  // sequence classification, where the checkpoint has it
   int64_t num_parameters = 0;
+  // What is served otherwise than the checkpoint's configuration says: a sentence each.
+  std::vector<std::string> notes;
   // Memory of tensors that had to be converted when the checkpoint was read.
   std::vector<std::shared_ptr<std::vector<float>>> owned;
   std::vector<std::shared_ptr<std::vector<uint8_t>>> owned_bytes;

@@ -7,6 +7,7 @@
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/key_walker.h"
+#include "kernels/reference/reference_backend.h"
 
 namespace longstride::kernels::cpu {
 namespace {
@@ -347,6 +348,14 @@ absl::Status CpuBackend::DoAttention(const AttentionParams& p) {
     p.counters->keys_visible += keys_visible.load();
     p.counters->keys_read += keys_read.load();
   }
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::DoMergeAttention(const MergeAttentionParams& p) {
+  const int64_t heads = p.out.shape[1];
+  ForRows(p.out.shape[0], p.num_parts * heads * p.out.shape[2], [&](int64_t r) {
+    for (int64_t h = 0; h < heads; ++h) MergeAttentionRow(p, r, h);
+  });
   return absl::OkStatus();
 }
 

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "kernels/cuda/attention/merge_parts.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/moe/moe.h"
 #include "kernels/cuda/ops.h"
@@ -351,6 +352,11 @@ absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
 absl::Status CudaBackend::DoGatedActivation(const GatedActivationParams& p) {
   const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return context_->Check(LaunchGatedActivation(p, context_->stream()), "GatedActivation");
+}
+
+absl::Status CudaBackend::DoMergeAttention(const MergeAttentionParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kAttention);
+  return context_->Check(LaunchMergeAttention(p, context_->stream()), "MergeAttention");
 }
 
 absl::Status CudaBackend::DoAdd(const AddParams& p) {

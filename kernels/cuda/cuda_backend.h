@@ -57,6 +57,7 @@ class CudaBackend : public Backend {
   absl::Status DoPositionScale(const PositionScaleParams& p) override;
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
+  absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;
   absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;

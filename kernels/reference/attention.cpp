@@ -134,4 +134,38 @@ absl::Status ReferenceBackend::DoAttention(const AttentionParams& p) {
   return absl::OkStatus();
 }
 
+absl::Status ReferenceBackend::DoMergeAttention(const MergeAttentionParams& p) {
+  const int64_t heads = p.out.shape[1];
+  for (int64_t r = 0; r < p.out.shape[0]; ++r) {
+    for (int64_t h = 0; h < heads; ++h) MergeAttentionRow(p, r, h);
+  }
+  return absl::OkStatus();
+}
+
+void MergeAttentionRow(const MergeAttentionParams& p, int64_t row, int64_t head) {
+  constexpr float kNothing = -std::numeric_limits<float>::infinity();
+  const int64_t at = row * p.out.shape[1] + head;
+  float max = kNothing;
+  bool any = false;
+  for (int32_t i = 0; i < p.num_parts; ++i) {
+    max = std::max(max, p.lse[i][at]);
+    any = any || p.lse[i][at] != kNothing;  // NaN is not nothing
+  }
+  float weights[kMaxAttentionParts] = {};
+  float total = 0.0f;
+  for (int32_t i = 0; any && i < p.num_parts; ++i) {
+    if (p.lse[i][at] != kNothing) weights[i] = std::exp(p.lse[i][at] - max);
+    total += weights[i];
+  }
+  float* out = p.out.ptr<float>() + row * p.out.strides[0] + head * p.out.strides[1];
+  for (int64_t c = 0; c < p.out.shape[2]; ++c) {
+    float sum = 0.0f;
+    for (int32_t i = 0; i < p.num_parts; ++i) {
+      const TensorView& part = p.parts[i];
+      sum += weights[i] * part.ptr<float>()[row * part.strides[0] + head * part.strides[1] + c];
+    }
+    out[c] = any ? sum / total : 0.0f;
+  }
+}
+
 }  // namespace longstride::kernels

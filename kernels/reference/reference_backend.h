@@ -40,6 +40,7 @@ class ReferenceBackend : public Backend {
   absl::Status DoPositionScale(const PositionScaleParams& p) override;
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
+  absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;
   absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;
@@ -51,6 +52,9 @@ class ReferenceBackend : public Backend {
 
 // activation(gate) * up for one element; see Activation.
 float GatedActivationValue(Activation activation, float gate, float up, float limit);
+
+// One head's part of MergeAttention (float32 out).
+void MergeAttentionRow(const MergeAttentionParams& p, int64_t row, int64_t head);
 
 // The experts of one row by descending score, ties to the lower index, with their weights, exactly
 // as MoeParams says. Both outputs have top_k elements.

@@ -1,6 +1,7 @@
 // Qwen2 and Qwen2.5: Llama's shape with biases on queries, keys and values. A window, where it is
 // switched on, belongs to the layers from max_window_layers on; most checkpoints name a window and
-// leave it off.
+// leave it off. The 1M checkpoints have dual chunk attention.
+#include "model/families/dual_chunk.h"
 #include "model/families/families.h"
 #include "model/families/transformer.h"
 
@@ -17,6 +18,7 @@ absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   RETURN_IF_ERROR(SetQwenLayers(config, &spec));
   ASSIGN_OR_RETURN(const RopeConfig rope, ReadHfRope(config, "full_attention", 10000.0));
   RETURN_IF_ERROR(AddRope(rope, shape, /*interleaved=*/false, &spec));
+  RETURN_IF_ERROR(ReadDualChunk(config, rope, &spec));
   TensorNames names = HfNames("model.");
   names.qkv_bias = BiasRule::kRequired;
   WeightBinder binder(file, &spec);

@@ -1,5 +1,6 @@
 // Qwen3, dense: Qwen2's shape with RMSNorm per head on queries and keys, biases only where
 // attention_bias says so, and a head size of its own. Source: arXiv 2505.09388.
+#include "model/families/dual_chunk.h"
 #include "model/families/families.h"
 #include "model/families/transformer.h"
 
@@ -17,6 +18,7 @@ absl::StatusOr<ModelSpec> LoadHf(const WeightsFile& file) {
   for (LayerSpec& layer : spec.layers) layer.attention.qk_norm = QkNorm::kPerHead;
   ASSIGN_OR_RETURN(const RopeConfig rope, ReadHfRope(config, "full_attention", 10000.0));
   RETURN_IF_ERROR(AddRope(rope, shape, /*interleaved=*/false, &spec));
+  RETURN_IF_ERROR(ReadDualChunk(config, rope, &spec));
   TensorNames names = HfNames("model.");
   names.q_norm = "self_attn.q_norm";
   names.k_norm = "self_attn.k_norm";

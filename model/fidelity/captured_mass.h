@@ -46,8 +46,8 @@ class CapturedMass : public AttentionObserver {
   void BeginWindow(std::vector<int32_t> positions);
   void OnAttention(const AttentionCall& call) override;
 
-  // False where queries and keys lie on a device, or a plan chooses keys by queries: nothing was
-  // measured.
+  // False where queries and keys lie on a device, a plan chooses keys by queries, or a query is
+  // rotated in several ways (dual chunk attention): nothing was measured.
   bool available() const { return available_; }
   int64_t rows_per_head() const;  // sampled
   const std::vector<double>& window_rows() const { return window_rows_; }

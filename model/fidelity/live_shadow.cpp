@@ -52,6 +52,11 @@ absl::StatusOr<std::unique_ptr<LiveShadow>> LiveShadow::Create(kernels::Backend*
         "live fidelity is measured where queries and keys lie in host memory only; set "
         "fidelity.sample_rate to 0 or serve with --device cpu.");
   }
+  if (plan->dual_chunk) {
+    return absl::InvalidArgumentError(
+        "live fidelity compares one attention call of a layer with another, which dual chunk "
+        "attention computes in parts; set fidelity.sample_rate to 0.");
+  }
   return std::unique_ptr<LiveShadow>(
       new LiveShadow(backend, plan, std::move(baseline), sample_rate));
 }

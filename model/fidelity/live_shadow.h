@@ -23,7 +23,7 @@ class LiveShadow : public AttentionObserver {
   static constexpr int32_t kLayersPerStep = 2;  // bounds the cost of a sampled step
 
   // `baseline`: the checkpoint's own plan; backend and `plan` must outlive this. INVALID_ARGUMENT:
-  // the backend keeps its cache in device memory.
+  // the backend keeps its cache in device memory, or the model has dual chunk attention.
   static absl::StatusOr<std::unique_ptr<LiveShadow>> Create(kernels::Backend* backend,
                                                             const SparsityPlan* plan,
                                                             SparsityPlan baseline,

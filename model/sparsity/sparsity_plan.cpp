@@ -118,6 +118,13 @@ class Resolver {
                                       .max_positions = plan_->max_context,
                                       .causal = spec_.causal};
       ASSIGN_OR_RETURN(std::unique_ptr<SparsePattern> made, MakePattern(RulePolicy(rule), context));
+      if (spec_.dual_chunk && made->ranking() != nullptr) {
+        return RulePolicy(rule).Error(
+            StrCat("the pattern \"", RulePolicy(rule).pattern,
+                   "\" ranks keys by one query, but the checkpoint's dual chunk attention "
+                   "rotates a query in three ways; choose a pattern that follows from positions "
+                   "alone, such as native, dense or window."));
+      }
       it = memo_.emplace(key, std::move(made)).first;
     }
     return it->second.get();
@@ -338,6 +345,7 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   plan.fidelity_report = policy.fidelity_report;
   plan.max_context = max_context > 0 ? max_context : spec.max_positions;
   plan.causal = spec.causal;
+  plan.dual_chunk = spec.dual_chunk;
   ASSIGN_OR_RETURN(const SparsityPolicy rules, ExpandHeadTables(policy, spec, plan.max_context));
   RETURN_IF_ERROR(Resolver(rules, spec, &plan).Run(dtype));
   return plan;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,7 @@ struct SparsityPlan {
   // an encoder, whose documents are never cut.
   int32_t chunk_alignment = 1;
   bool causal = true;  // ModelSpec's
+  std::optional<DualChunk> dual_chunk;  // ModelSpec's: patterns then follow from positions alone
   // Whether prompt and generated tokens are one function of what stands before them.
   bool one_numerics_class = true;
 

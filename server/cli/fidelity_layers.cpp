@@ -76,9 +76,10 @@ void DescribeLayers(const LayerObservations& seen, int32_t window_tokens,
   }
   report->mass_rows = mass.rows_per_head();
   if (!mass.available()) {
-    report->mass_reason = seen.plan->one_numerics_class
-                              ? "queries and keys lie on the device; measure on the CPU"
-                              : "which keys the plan reads depends on the query";
+    report->mass_reason =
+        seen.plan->dual_chunk ? "dual chunk attention scores keys by three rotations of a query"
+        : seen.plan->one_numerics_class ? "queries and keys lie on the device; measure on the CPU"
+                                        : "which keys the plan reads depends on the query";
   } else if (!any_changed) {
     report->mass_reason = "the plan changes no layer";
   } else {

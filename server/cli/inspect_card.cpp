@@ -96,6 +96,7 @@ void AppendPlan(const InspectReport& report, std::string* out) {
 
 void AppendApproximations(const InspectReport& report, std::string* out) {
   *out += "\n## What is approximated\n\n";
+  for (const std::string& note : report.notes) StrAppend(out, "- ", note, "\n");
   size_t layers = 0;
   for (const InspectReport::Layer& layer : report.layers) {
     layers += std::any_of(layer.segments.begin(), layer.segments.end(), Differs) ? 1 : 0;

@@ -55,6 +55,10 @@ void AppendLayers(const InspectReport& report, std::string* out) {
   }
   for (const auto& [line, layers] : kinds)
     StrAppend(out, "  ", IndexRangesText(layers), ": ", line, "\n");
+  if (report.dual_chunk) {
+    StrAppend(out, "  all: dual chunk attention, chunks of ", report.dual_chunk->chunk_size,
+              " of which ", report.dual_chunk->local_size, " overlap\n");
+  }
 }
 
 using Densities = std::vector<double>;
@@ -227,6 +231,7 @@ std::string InspectText(const InspectReport& report) {
   if (!report.fidelity_report.empty()) {
     StrAppend(&out, "  fidelity report ", report.fidelity_report, "\n");
   }
+  for (const std::string& note : report.notes) StrAppend(&out, "  note: ", note, "\n");
   AppendLayers(report, &out);
   AppendDensities(report, &out);
   AppendMemory(report, &out);
@@ -268,6 +273,10 @@ std::string InspectJson(const InspectReport& report) {
       {"max_context", report.max_context},
       {"encoder", !report.causal},
       {"labels", report.labels},
+      {"dual_chunk", report.dual_chunk ? ordered_json{{"chunk_size", report.dual_chunk->chunk_size},
+                                                      {"local_size", report.dual_chunk->local_size}}
+                                       : ordered_json(nullptr)},
+      {"notes", report.notes},
       {"model_digest", report.model_digest},
       {"plan", report.plan},
       {"plan_digest", report.plan_digest},

@@ -156,6 +156,8 @@ absl::StatusOr<InspectReport> InspectModel(const ServerConfig& config,
   report.dim = spec->dim;
   report.max_context = plan.max_context;
   report.causal = plan.causal;
+  report.dual_chunk = spec->dual_chunk;
+  report.notes = spec->notes;
   if (spec->classifier) report.labels = spec->classifier->labels;
   ASSIGN_OR_RETURN(
       const model::SparsityPlan native,

@@ -236,7 +236,8 @@ absl::StatusOr<std::unique_ptr<PreparedRequest>> EngineCore::Prepare(
   const ExecutorInfo& info = executor_->info();
   auto prepared = std::make_unique<PreparedRequest>();
   const int64_t total = std::ssize(request.prompt) + int64_t{request.max_tokens};
-  for (const int32_t length : info.variant_lengths) prepared->rope_variant += total > length;
+  const int64_t decisive = info.variants_by_prompt ? std::ssize(request.prompt) : total;
+  for (const int32_t length : info.variant_lengths) prepared->rope_variant += decisive > length;
   prepared->arrival = clock_->Now();
   prepared->request = std::move(request);
   const GenerationRequest& r = prepared->request;

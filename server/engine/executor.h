@@ -36,6 +36,7 @@ struct ExecutorInfo {
   std::string kv_dtype;
   // Longest prompt + max tokens for each rope variant but the last (RopeSpec::variant_lengths).
   std::vector<int32_t> variant_lengths;
+  bool variants_by_prompt = false;  // RopeSpec::by_prompt: max tokens does not count
 };
 
 class Executor {

@@ -35,6 +35,7 @@ ModelExecutor::ModelExecutor(model::Model* model, model::fidelity::LiveShadow* s
   for (const model::RopeSpec& rope : model->spec().ropes) {
     if (rope.variant_lengths.size() > info_.variant_lengths.size()) {
       info_.variant_lengths = rope.variant_lengths;
+      info_.variants_by_prompt = rope.by_prompt;
     }
   }
   const model::SparsityPlan& plan = model->plan();

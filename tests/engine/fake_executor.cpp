@@ -41,6 +41,7 @@ FakeExecutor::FakeExecutor(const FakeExecutorOptions& options, FakeClock* clock)
   info_.model_digest = "model";
   info_.kv_dtype = "f32";
   info_.variant_lengths = options.variant_lengths;
+  info_.variants_by_prompt = options.variants_by_prompt;
   info_.chunk_alignment = options.chunk_alignment;
   info_.one_numerics_class = options.one_numerics_class;
   info_.causal = options.causal;

@@ -27,6 +27,7 @@ struct FakeExecutorOptions {
   int32_t max_context = 4096;
   int32_t max_step_tokens = 256;
   std::vector<int32_t> variant_lengths;
+  bool variants_by_prompt = false;
   // Above 1: a prompt's keys depend on the prompt to the end of their tile of this many positions.
   int32_t chunk_alignment = 1;
   bool one_numerics_class = true;  // false: keys depend on their class too

@@ -394,6 +394,18 @@ TEST(Scheduler, FixesTheRopeVariantByTheWholeLength) {
   EXPECT_EQ(h.seen(longer).usage.cached_tokens, 0);  // other keys
 }
 
+TEST(Scheduler, FixesTheRopeVariantByThePromptWhereThatAloneCounts) {
+  FakeExecutorOptions e = Small(100);
+  e.variant_lengths = {250, 400};
+  e.variants_by_prompt = true;
+  Harness h(e);
+  const auto shorter = h.Submit(Harness::Request(250, 200, 1));
+  EXPECT_EQ(h.sequence(shorter)->rope_variant, 0);
+  const auto longer = h.Submit(Harness::Request(300, 200, 1));
+  EXPECT_EQ(h.sequence(longer)->rope_variant, 1);
+  h.Run();
+}
+
 TEST(Scheduler, ChoicesShareThePromptsPages) {
   Harness h(Small(100));
   GenerationRequest r = Harness::Request(64 * 10 + 20, 40, 1);

@@ -174,7 +174,10 @@ void Simulation::Configure(uint64_t seed) {
   }
   e.max_step_tokens = random_.Of({64, 100, 128, 256});
   e.max_context = 1024;
-  if (random_.Chance(0.3)) e.variant_lengths = {200};
+  if (random_.Chance(0.3)) {
+    e.variant_lengths = {200};
+    e.variants_by_prompt = random_.Chance(0.5);
+  }
   if (random_.Chance(0.3)) {
     e.chunk_alignment = random_.Of({64, 128, 128});
     e.max_step_tokens = std::max(e.max_step_tokens, e.chunk_alignment);

@@ -87,6 +87,60 @@ TEST_P(ElementwiseTest, NormsPerHeadTakeAWeightPerHeadOrOneForAll) {
   }
 }
 
+TEST_P(ElementwiseTest, MergeAttentionIsOneSoftmax) {
+  constexpr float kNothing = -std::numeric_limits<float>::infinity();
+  for (const int32_t parts : {1, 2, 3}) {
+    const int64_t rows = RandomInt(1, 40), heads = 3, dim = RandomInt(1, 70);
+    const int64_t stride = heads * dim + 5;
+    std::vector<std::vector<float>> x(parts), lse(parts);
+    MergeAttentionParams p = {.num_parts = parts};
+    for (int32_t i = 0; i < parts; ++i) {
+      x[i] = Normal(rows * stride);
+      lse[i] = Normal(rows * heads, 5.0f);
+      // Parts that see nothing, all of them in some rows.
+      for (int64_t at = 0; at < rows * heads; ++at) {
+        if (at % 7 < 2 || (at + i) % 5 == 0) lse[i][at] = kNothing;
+      }
+      p.parts[i] = View3(x[i], rows, heads, dim);
+      p.parts[i].strides[0] = stride;
+      p.lse[i] = lse[i].data();
+    }
+    std::vector<float> out(rows * stride, 9.0f);
+    p.out = View3(out, rows, heads, dim);
+    p.out.strides[0] = stride;
+    ASSERT_LS_OK(backend_->MergeAttention(p));
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t h = 0; h < heads; ++h) {
+        double total = 0;
+        int32_t seen = 0, only = 0;
+        for (int32_t i = 0; i < parts; ++i) {
+          total += std::exp(double{lse[i][r * heads + h]});
+          if (lse[i][r * heads + h] == kNothing) continue;
+          ++seen;
+          only = i;
+        }
+        for (int64_t c = 0; c < dim; ++c) {
+          const int64_t at = r * stride + h * dim + c;
+          double want = 0;
+          for (int32_t i = 0; seen > 0 && i < parts; ++i) {
+            want += std::exp(double{lse[i][r * heads + h]}) / total * x[i][at];
+          }
+          if (seen <= 1) {
+            EXPECT_EQ(out[at], seen == 0 ? 0.0f : x[only][at]);
+          } else {
+            EXPECT_NEAR(out[at], want, 1e-5);
+          }
+        }
+      }
+      EXPECT_EQ(out[r * stride + heads * dim], 9.0f);
+    }
+    // What is not a number stays to be seen.
+    lse[0][0] = std::numeric_limits<float>::quiet_NaN();
+    ASSERT_LS_OK(backend_->MergeAttention(p));
+    EXPECT_TRUE(std::isnan(out[0]));
+  }
+}
+
 TEST_P(ElementwiseTest, RopeRotatesPairs) {
   for (const bool interleaved : {false, true}) {
     for (const int32_t n : {1, 8, 20, 32}) {

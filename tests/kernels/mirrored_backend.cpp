@@ -142,6 +142,16 @@ class MirroredBackend : public Backend {
     d.inv_freq = static_cast<float*>(m.Range(p.inv_freq, 4 * int64_t{p.num_frequencies}));
     return m.Run([&] { return inner_->Rope(d); });
   }
+  absl::Status DoMergeAttention(const MergeAttentionParams& p) override {
+    Mirror m(*inner_);
+    MergeAttentionParams d = p;
+    for (int32_t i = 0; i < p.num_parts; ++i) {
+      d.parts[i] = m.View(p.parts[i]);
+      d.lse[i] = static_cast<const float*>(m.Range(p.lse[i], 4 * p.out.shape[0] * p.out.shape[1]));
+    }
+    d.out = m.View(p.out, true);
+    return m.Run([&] { return inner_->MergeAttention(d); });
+  }
   absl::Status DoPositionScale(const PositionScaleParams& p) override {
     Mirror m(*inner_);
     PositionScaleParams d = p;

@@ -20,6 +20,8 @@ class PinnedDeleter : public Buffer::Deleter {
 
 bool SamePlan(const AttentionParams& a, const AttentionParams& b) {
   return a.selection.tiles == b.selection.tiles && a.selection.entries == b.selection.entries &&
+         a.selection.list_begin == b.selection.list_begin &&
+         a.selection.list_count == b.selection.list_count &&
          a.selection.num_tiles == b.selection.num_tiles && a.kv_lens == b.kv_lens &&
          a.page_table.pages == b.page_table.pages && a.generated == b.generated &&
          a.q.shape[1] == b.q.shape[1] && a.cache.num_heads == b.cache.num_heads &&

@@ -115,6 +115,15 @@ std::vector<Mutation> Mutations() {
            return chunk > 0 && ++chunk > 0;
          });
        }},
+      {"dual chunk off",
+       [](ModelSpec* s) { return std::exchange(s->dual_chunk, std::nullopt).has_value(); }},
+      {"one more local position",
+       [](ModelSpec* s) {
+         if (!s->dual_chunk) return false;
+         s->dual_chunk->chunk_size += 1;
+         s->dual_chunk->local_size += 1;
+         return true;
+       }},
       {"sinks dropped",
        [](ModelSpec* s) {
          return SpoilLayers(s, [](LayerSpec* l) {
@@ -174,9 +183,9 @@ std::vector<Mutation> Mutations() {
 // The comparison above can fail: every way of spoiling the spec moves the logits.
 TEST_P(ArchitectureTest, NoticesSpoiltSpecs) {
   const TinyModel model(GetParam());
-  const std::vector<int32_t> tokens = RandomTokens(120, model.spec.vocab_size, 3);
+  const std::vector<int32_t> tokens = RandomTokens(150, model.spec.vocab_size, 3);
   PagedRunner runner(&model.spec, "{}");
-  const FloatRows got = runner.Prefill(0, tokens, 120);
+  const FloatRows got = runner.Prefill(0, tokens, 150);
   int spoilt = 0;
   for (const Mutation& mutation : Mutations()) {
     ModelSpec spec = model.spec;

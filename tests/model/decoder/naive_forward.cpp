@@ -102,15 +102,17 @@ void PlaceHeads(const ModelSpec& spec, const AttentionSpec& a, int32_t heads, in
 }
 
 // Softmax attention of one query head over all positions up to its own.
-void AttendHead(const AttentionSpec& a, const double* q, const Rows& keys, const Rows& values,
-                int32_t kv_head, const double* sink, const std::vector<bool>& seen, double* out) {
+// `queries`: the query of each key (dual chunk attention: another one for near and far keys).
+void AttendHead(const AttentionSpec& a, const std::vector<const double*>& queries, const Rows& keys,
+                const Rows& values, int32_t kv_head, const double* sink,
+                const std::vector<bool>& seen, double* out) {
   std::vector<double> scores(seen.size(), -std::numeric_limits<double>::infinity());
   double max = sink == nullptr ? -std::numeric_limits<double>::infinity() : *sink;
   for (size_t j = 0; j < seen.size(); ++j) {
     if (!seen[j]) continue;
     double s = 0;
     for (int32_t c = 0; c < a.head_dim; ++c) {
-      s += q[c] * keys[j][static_cast<size_t>(kv_head * a.head_dim + c)];
+      s += queries[j][c] * keys[j][static_cast<size_t>(kv_head * a.head_dim + c)];
     }
     s *= a.scale;
     if (a.softcap > 0) s = a.softcap * std::tanh(s / a.softcap);
@@ -211,13 +213,26 @@ Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visi
   const AttentionSpec& a = spec.layers[static_cast<size_t>(l)].attention;
   const LayerWeights& w = spec.layers[static_cast<size_t>(l)].weights;
   Rows queries, keys, values;
+  std::vector<Rows> rotated(DualChunk::kParts);  // of dual chunk attention, [part][token]
   for (size_t t = 0; t < h.size(); ++t) {
     Row q = MatVec(w.wq, h[t], w.bq);
     Row k = MatVec(w.wk, h[t], w.bk);
     QkNormBefore(spec, a, a.num_heads, w.q_norm, &q);
     QkNormBefore(spec, a, a.num_kv_heads, w.k_norm, &k);
+    auto key_position = static_cast<int64_t>(t);
+    if (spec.dual_chunk) {
+      const int64_t chunk = spec.dual_chunk->chunk_size;
+      const int64_t stride = chunk - spec.dual_chunk->local_size;
+      key_position = static_cast<int64_t>(t) % stride;
+      const int64_t places[] = {key_position, std::min(key_position + stride, chunk),
+                                std::min(2 * stride - 1, chunk)};
+      for (size_t part = 0; part < rotated.size(); ++part) {
+        rotated[part].push_back(q);
+        PlaceHeads(spec, a, a.num_heads, places[part], rope_variant, true, &rotated[part].back());
+      }
+    }
     PlaceHeads(spec, a, a.num_heads, static_cast<int64_t>(t), rope_variant, true, &q);
-    PlaceHeads(spec, a, a.num_kv_heads, static_cast<int64_t>(t), rope_variant, false, &k);
+    PlaceHeads(spec, a, a.num_kv_heads, key_position, rope_variant, false, &k);
     queries.push_back(std::move(q));
     keys.push_back(std::move(k));
     values.push_back(MatVec(w.wv, h[t], w.bv));
@@ -228,13 +243,19 @@ Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visi
     Row attended(queries[t].size());
     for (int32_t head = 0; head < a.num_heads; ++head) {
       std::vector<bool> seen(t + 1);
+      std::vector<const double*> query(t + 1, queries[t].data() + head * a.head_dim);
+      for (size_t j = 0; spec.dual_chunk && j <= t; ++j) {
+        const auto stride = static_cast<size_t>(spec.dual_chunk->stride());
+        const size_t part = std::min<size_t>(t / stride - j / stride, 2);
+        query[j] = rotated[part][t].data() + head * a.head_dim;
+      }
       for (size_t j = 0; j <= t; ++j) {
         seen[j] = visible(l, head, static_cast<int64_t>(t), static_cast<int64_t>(j));
       }
       const double sink = w.sinks.data == nullptr ? 0.0 : w.sinks.ptr<float>()[head];
-      AttendHead(a, queries[t].data() + head * a.head_dim, keys, values,
-                 head / (a.num_heads / a.num_kv_heads), w.sinks.data == nullptr ? nullptr : &sink,
-                 seen, attended.data() + head * a.head_dim);
+      AttendHead(a, query, keys, values, head / (a.num_heads / a.num_kv_heads),
+                 w.sinks.data == nullptr ? nullptr : &sink, seen,
+                 attended.data() + head * a.head_dim);
     }
     out.push_back(MatVec(w.wo, attended, w.bo));
   }

@@ -33,6 +33,7 @@ struct TinyOptions {
   kernels::ExpertScoring scoring = kernels::ExpertScoring::kSoftmaxOfTopK;
   bool renormalize = true;
   int32_t window = 0, chunk = 0;  // of every layer but each third
+  int32_t chunk_size = 0, local_size = 0;  // of dual chunk attention
   int32_t max_positions = 1024;
 
   friend void PrintTo(const TinyOptions& o, std::ostream* out) { *out << o.name; }
@@ -53,6 +54,8 @@ class TinyModel {
     spec.residual_scale = o.residual_scale;
     spec.logit_scale = o.logit_scale;
     spec.logit_softcap = o.logit_softcap;
+    if (o.chunk_size > 0)
+      spec.dual_chunk = {.chunk_size = o.chunk_size, .local_size = o.local_size};
     for (const double theta : {10000.0, 500.0}) spec.ropes.push_back(MakeRope(o, theta));
     spec.embedding = Matrix(o.vocab, o.dim, 1.0);
     spec.output_norm = NormWeight(o, o.dim);
@@ -73,11 +76,11 @@ class TinyModel {
       RopeTable table;
       const int32_t rotated = o.partial_rope ? o.head_dim / 2 : o.head_dim;
       for (int32_t f = 0; f < rotated / 2; ++f) {
-        table.inv_freq.push_back(
-            static_cast<float>(std::pow(theta, -2.0 * f / rotated) / (1.0 + 0.5 * v)));
+        table.inv_freq.push_back(static_cast<float>(std::pow(theta, -2.0 * f / rotated) /
+                                                    (o.chunk_size > 0 ? 1.0 : 1.0 + 0.5 * v)));
       }
       table.interleaved = o.interleaved;
-      table.scale = o.rope_scale;
+      table.scale = o.rope_scale * (o.chunk_size > 0 ? 1.0f + 0.1f * static_cast<float>(v) : 1.0f);
       rope.variants.push_back(table);
       if (v > 0) rope.variant_lengths.push_back(64 * v);
     }

@@ -117,6 +117,22 @@ void AddRope(const ModelSpec& spec, std::vector<Mutation>* out) {
   }
 }
 
+void AddDualChunk(const ModelSpec& spec, std::vector<Mutation>* out) {
+  if (!spec.dual_chunk) return;
+  out->push_back({"dual chunk off", [](ModelSpec* s) { s->dual_chunk.reset(); }});
+  out->push_back({"largest distance + 1", [](ModelSpec* s) {
+                    s->dual_chunk->chunk_size += 1;
+                    s->dual_chunk->local_size += 1;
+                  }});
+  out->push_back({"runs twice as long",
+                  [](ModelSpec* s) { s->dual_chunk->chunk_size += s->dual_chunk->stride(); }});
+  if (spec.ropes[0].by_prompt) {
+    out->push_back({"length scaling dropped", [](ModelSpec* s) {
+                      for (RopeTable& t : s->ropes[0].variants) t.scale = 1.0f;
+                    }});
+  }
+}
+
 void AddAttention(const ModelSpec& spec, std::vector<Mutation>* out) {
   const AttentionSpec& first = spec.layers[0].attention;
   out->push_back(Layers("scale", [](LayerSpec* l) { l->attention.scale *= 1.01f; }));
@@ -234,6 +250,7 @@ std::vector<Mutation> MutationsOf(const ModelSpec& spec) {
   AddSparsity(spec, &out);
   AddLearnedSparsity(spec, &out);
   AddRope(spec, &out);
+  AddDualChunk(spec, &out);
   AddAttention(spec, &out);
   AddMlp(spec, &out);
   AddWhole(spec, &out);

@@ -1,5 +1,5 @@
-// Every family against an implementation that is not ours (what a released class does not compute
-// without its GPU extension, against a brute force: make_brute_force.py): logits of tiny random
+// Every family against an implementation that is not ours (what no library computes on a CPU, against
+// a brute force from its paper: make_brute_force.py, make_dual_chunk.py): logits of tiny random
 // checkpoints, whole prompts, prompts in chunks and token by token, through the paged cache with
 // dead pages poisoned.
 #include <gmock/gmock.h>
@@ -43,6 +43,14 @@ const Checkpoint kCheckpoints[] = {
      "qwen2",
      {"window + 1", "window - 1", "query bias dropped", "rope attention factor dropped"}},
     {"qwen3", "", "qwen3", {"qk-norm skipped", "base doubled"}},
+    {"qwen2_dual_chunk",
+     "",
+     "qwen2",
+     {"dual chunk off", "largest distance + 1", "runs twice as long", "length scaling dropped"}},
+    {"qwen3_dual_chunk",
+     "",
+     "qwen3",
+     {"dual chunk off", "largest distance + 1", "runs twice as long", "qk-norm skipped"}},
     {"gemma2",
      "",
      "gemma2",
