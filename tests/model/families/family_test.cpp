@@ -186,6 +186,56 @@ TEST(Family, QwenWindowCountsOnlyWhereItIsSwitchedOn) {
   EXPECT_THAT(Windows(Load("qwen3", old_spelling(true))), ElementsAre(0, 8, 8));
 }
 
+TEST(Family, QwenReadsDualChunkAttention) {
+  const auto dual = [](const char* key, json value) {
+    return [key, value = std::move(value)](json* c) {
+      (*c)["dual_chunk_attention_config"][key] = value;
+    };
+  };
+  const ModelSpec spec = Load("qwen2_dual_chunk");
+  ASSERT_TRUE(spec.dual_chunk.has_value());
+  EXPECT_EQ(spec.dual_chunk->chunk_size, 144);
+  EXPECT_EQ(spec.dual_chunk->stride(), 128);
+  // From 300 tokens to the context of 1024 in sixteenths of a doubling, by the prompt.
+  const RopeSpec& rope = spec.ropes[0];
+  EXPECT_TRUE(rope.by_prompt);
+  ASSERT_EQ(rope.variants.size(), 30u);
+  EXPECT_EQ(rope.variant_lengths[0], 300);
+  EXPECT_EQ(rope.variant_lengths[16], 600);
+  EXPECT_EQ(rope.variants[0].scale, 1.0f);
+  EXPECT_NEAR(rope.variants[1].scale, 0.1 * std::log(2.0) / 32 + 1, 1e-6);
+  EXPECT_NEAR(rope.variants[17].scale, 0.1 * std::log(2.0) * 16.5 / 16 + 1, 1e-6);
+  EXPECT_EQ(spec.notes.size(), 1u);
+
+  const ModelSpec sparse = Load("qwen3_dual_chunk");
+  EXPECT_EQ(sparse.ropes[0].variants.size(), 1u);
+  ASSERT_EQ(sparse.notes.size(), 1u);
+  EXPECT_THAT(sparse.notes[0], HasSubstr("all keys are read instead"));
+  EXPECT_TRUE(
+      Load("qwen3_dual_chunk", dual("sparse_attention_enabled", false)).notes.empty());
+  // As published: 8192 and 1024.
+  const ModelSpec defaults = Load("qwen2_dual_chunk", [](json* c) {
+    (*c)["dual_chunk_attention_config"] = json::object();
+  });
+  EXPECT_EQ(defaults.dual_chunk->stride(), 7168);
+  EXPECT_EQ(defaults.ropes[0].variants.size(), 1u);
+
+  EXPECT_THAT(Error("qwen2_dual_chunk", dual("local_size", 144)),
+              HasSubstr("local_size\" is 144; it must be below chunk_size, which is 144"));
+  EXPECT_THAT(Error("qwen2_dual_chunk", dual("local_size", 20)),
+              HasSubstr("their difference must be a multiple of 128"));
+  EXPECT_THAT(Error("qwen2_dual_chunk", dual("chunk_size", -1)), HasSubstr("chunk_size"));
+  EXPECT_THAT(Error("qwen2_dual_chunk", dual("chunk_size", "large")), HasSubstr("chunk_size"));
+  EXPECT_THAT(Error("qwen2_dual_chunk", dual("third_size", 1)), HasSubstr("third_size"));
+  EXPECT_THAT(Error("qwen2_dual_chunk",
+                    [](json* c) {
+                      (*c)["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 2.0}};
+                    }),
+              HasSubstr("beside a rotary scaling"));
+  EXPECT_THAT(Error("qwen2_dual_chunk", [](json* c) { (*c)["dual_chunk_attention_config"] = 3; }),
+              HasSubstr("dual_chunk_attention_config"));
+}
+
 TEST(Family, YarnExtendsTheContext) {
   const ModelSpec spec = Load("qwen2", [](json* c) { (*c)["max_position_embeddings"] = 32; });
   EXPECT_EQ(spec.max_positions, 128);

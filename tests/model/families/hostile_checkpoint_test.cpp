@@ -19,7 +19,7 @@ using nlohmann::json;
 constexpr const char* kFolders[] = {
     "cohere2", "gemma2",  "gemma3", "gpt_oss", "gpt_oss_mxfp4", "llama", "llama4", "minicpm",
     "mistral", "moba",    "olmo2",  "olmo3",   "phi3_longrope", "phi3",  "qwen2",  "qwen3",
-    "embeddinggemma", "modernbert_classifier", "modernbert_multi_label"};
+    "qwen2_dual_chunk", "embeddinggemma", "modernbert_classifier", "modernbert_multi_label"};
 
 // What the forward pass takes for granted.
 void ExpectSound(const ModelSpec& spec) {
@@ -29,6 +29,10 @@ void ExpectSound(const ModelSpec& spec) {
   if (spec.classifier) {
     EXPECT_EQ(spec.classifier->head.layers.back().weight.shape[0],
               static_cast<int64_t>(spec.classifier->labels.size()));
+  }
+  if (spec.dual_chunk) {
+    EXPECT_GT(spec.dual_chunk->stride(), 0);
+    EXPECT_EQ(spec.dual_chunk->stride() % DualChunk::kAlignment, 0);
   }
   for (const LayerSpec& layer : spec.layers) {
     const AttentionSpec& a = layer.attention;

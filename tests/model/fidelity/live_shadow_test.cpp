@@ -381,5 +381,16 @@ TEST_F(LiveShadowPlans, RefusesABackendWhoseMemoryIsOutOfReach) {
   EXPECT_EQ(shadow.status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+// Whose attention is of three queries for each head.
+TEST_F(LiveShadowPlans, RefusesDualChunkAttention) {
+  ModelSpec spec = model_.spec;
+  spec.dual_chunk = DualChunk{.chunk_size = 144, .local_size = 16};
+  plan_ = Resolve("{}", spec, KvDType::kF32);
+  const auto shadow =
+      LiveShadow::Create(&backend_, &plan_, Resolve("{}", spec, KvDType::kF32), 0.5);
+  EXPECT_EQ(shadow.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(CapturedMass(&plan_, {&plan_}).available());
+}
+
 }  // namespace
 }  // namespace longstride::model::fidelity
