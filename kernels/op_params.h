@@ -146,10 +146,9 @@ constexpr bool UsesSummaries(PageScore score) {
 // score is not a number do not count. Writes the list, ascending, to entries[list_begin[h, t]..].
 // The result depends on the tile's rows and on its sequence's pages alone.
 //
-// With block_pages above 1 the pages are ranked in blocks of so many, counted from page 0: each
-// counts as the mean of its block's scores, and those of the block of the tile's first row, or
-// later, are taken first. Source: MoBA (arXiv 2502.13189), whose blocks' mean keys are the mean of
-// their pages'.
+// With block_pages above 1 pages are ranked in blocks of so many, from page 0 on: each counts as the
+// mean of its block's scores, and those of the block of the tile's first row, or later, come first.
+// Source: MoBA (arXiv 2502.13189), whose blocks' mean keys are the mean of their pages'.
 //
 // kCompressedKeys takes tiles of one row, and others that take all their candidates.
 //
@@ -185,11 +184,9 @@ struct SelectPagesParams {
   ListHeads list_heads = ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
-  // More than 1: kMean, lists per query head, no sinks, one recent page.
-  int32_t block_pages = 1;
-  // Of those that do not use summaries, and `scale` of kCompressedKeys, too. kAntidiagonal: `mass`
-  // above 0 and at most 1, tiles begin at multiples of `stride`, which divides kPageTokens.
-  // kVerticalSlash: `segment` is whole tiles.
+  int32_t block_pages = 1;  // more: kMean, lists per query head, no sinks, 1 recent page
+  // Unused with summaries, but for `scale` of kCompressedKeys. kAntidiagonal: 0 < `mass` <= 1, tiles
+  // begin at multiples of `stride`, which divides kPageTokens. kVerticalSlash: `segment` is whole tiles.
   float scale = 0.0f;  // of the attention that is estimated
   float mass = 0.0f;
   int32_t stride = 0;

@@ -57,7 +57,7 @@ struct InspectReport {
   std::string name;
   std::string family;
   std::optional<model::DualChunk> dual_chunk;  // of the checkpoint
-  std::vector<std::string> notes;  // ModelSpec::notes
+  std::vector<std::string> notes;              // ModelSpec::notes
   std::string weights_type;
   std::string model_digest;
   std::string plan;

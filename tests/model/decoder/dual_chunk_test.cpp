@@ -190,15 +190,16 @@ INSTANTIATE_TEST_SUITE_P(Plans, DualChunkTest, ::testing::ValuesIn(Plans()),
 
 TEST(DualChunk, PatternsThatRankByQueriesAreRefused) {
   const TinyModel model(Options());
-  for (const char* pattern : {R"("quest", "budget_tokens": 128)", R"("block_topk", "fraction": 0.5)",
-                              R"("xattention", "threshold": 0.9)",
-                              R"("vertical_slash", "gamma": 0.9)"}) {
+  for (const char* pattern :
+       {R"("quest", "budget_tokens": 128)", R"("block_topk", "fraction": 0.5)",
+        R"("xattention", "threshold": 0.9)", R"("vertical_slash", "gamma": 0.9)"}) {
     const auto policy = SparsityPolicy::Parse(
-        StrCat(R"({"default": {"pattern": "native"}, "layers": [{"layers": "1", "pattern": )", pattern,
-               "}]}"));
+        StrCat(R"({"default": {"pattern": "native"}, "layers": [{"layers": "1", "pattern": )",
+               pattern, "}]}"));
     ASSERT_TRUE(policy.ok()) << policy.status();
-    EXPECT_THAT(std::string(SparsityPlan::Resolve(*policy, model.spec, KvDType::kF32).status().message()),
-                ::testing::HasSubstr("rotates a query in three ways"));
+    EXPECT_THAT(
+        std::string(SparsityPlan::Resolve(*policy, model.spec, KvDType::kF32).status().message()),
+        ::testing::HasSubstr("rotates a query in three ways"));
   }
 }
 

@@ -211,12 +211,10 @@ TEST(Family, QwenReadsDualChunkAttention) {
   EXPECT_EQ(sparse.ropes[0].variants.size(), 1u);
   ASSERT_EQ(sparse.notes.size(), 1u);
   EXPECT_THAT(sparse.notes[0], HasSubstr("all keys are read instead"));
-  EXPECT_TRUE(
-      Load("qwen3_dual_chunk", dual("sparse_attention_enabled", false)).notes.empty());
+  EXPECT_TRUE(Load("qwen3_dual_chunk", dual("sparse_attention_enabled", false)).notes.empty());
   // As published: 8192 and 1024.
-  const ModelSpec defaults = Load("qwen2_dual_chunk", [](json* c) {
-    (*c)["dual_chunk_attention_config"] = json::object();
-  });
+  const ModelSpec defaults = Load(
+      "qwen2_dual_chunk", [](json* c) { (*c)["dual_chunk_attention_config"] = json::object(); });
   EXPECT_EQ(defaults.dual_chunk->stride(), 7168);
   EXPECT_EQ(defaults.ropes[0].variants.size(), 1u);
 

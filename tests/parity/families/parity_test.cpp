@@ -1,7 +1,7 @@
-// Every family against an implementation that is not ours (what no library computes on a CPU, against
-// a brute force from its paper: make_brute_force.py, make_dual_chunk.py): logits of tiny random
-// checkpoints, whole prompts, prompts in chunks and token by token, through the paged cache with
-// dead pages poisoned.
+// Every family against an implementation that is not ours (what no library computes on a CPU,
+// against a brute force from its paper: make_brute_force.py, make_dual_chunk.py): logits of tiny
+// random checkpoints, whole prompts, prompts in chunks and token by token, through the paged cache
+// with dead pages poisoned.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
