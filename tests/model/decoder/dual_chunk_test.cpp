@@ -192,7 +192,8 @@ TEST(DualChunk, PatternsThatRankByQueriesAreRefused) {
   const TinyModel model(Options());
   for (const char* pattern :
        {R"("quest", "budget_tokens": 128)", R"("block_topk", "fraction": 0.5)",
-        R"("xattention", "threshold": 0.9)", R"("vertical_slash", "gamma": 0.9)"}) {
+        R"("xattention", "threshold": 0.9)", R"("vertical_slash", "gamma": 0.9)",
+        R"("infllm_v2", "dense_len": 0)", R"("moba", "chunk_size": 128, "topk": 2)"}) {
     const auto policy = SparsityPolicy::Parse(
         StrCat(R"({"default": {"pattern": "native"}, "layers": [{"layers": "1", "pattern": )",
                pattern, "}]}"));
