@@ -17,12 +17,12 @@ folder=${2:-build-gpu}
 parts=("${@:3}")
 [[ ${#parts[@]} -gt 0 ]] || parts=(tests sanitize attention linear portable server)
 
-tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests sampling_test)
+tests=(cuda_product_tests kernels_tests decoder_test families_parity_tests fidelity_test sampling_test)
 benches=(decode_loop prefill_selection_bench)
 # What of them uses the device.
 declare -A filters=([kernels_tests]='*cuda*:*Cuda*:*MakeBackend*' [families_parity_tests]='*Cuda*'
   [decoder_test]='*KvCache*:*ArchitectureTest*:*PolicyTest*:*TensorCores*:*RankedPattern*:*DualChunk*:*Repeatable*'
-  [sampling_test]='*Device*')
+  [fidelity_test]='*LiveShadowCuda*' [sampling_test]='*Device*')
 
 # The shared libraries that binaries need, without those of the C and C++ compilers.
 libraries() {

@@ -129,7 +129,7 @@ std::vector<OptionSection> MakeSections() {
             .field = LS_FIELD(fidelity.sample_rate),
             .help = "Share of the steps that generate in which one token's attention is computed "
                     "once more with the checkpoint's own patterns, in two layers, and compared "
-                    "(the longstride:shadow_local_ metrics). CPU backends only.",
+                    "(the longstride:shadow_local_ metrics).",
             .min = 0,
             .max = 1,
             .zero_means = "never"},

@@ -67,7 +67,7 @@ struct ShadowSample {
 
 struct ShadowReport {
   std::vector<ShadowSample> samples;
-  int64_t nanos = 0;  // that it took
+  int64_t nanos = 0;  // of the host that it took within the step
 };
 
 struct StepTimes {

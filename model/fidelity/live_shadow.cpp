@@ -8,6 +8,7 @@
 #include "config/base/clock.h"
 #include "config/base/logging.h"
 #include "config/base/strings.h"
+#include "kernels/quant.h"
 
 namespace longstride::model::fidelity {
 namespace {
@@ -30,15 +31,34 @@ bool SharesLists(const SparsePattern& pattern) {
   return selection.list_heads == kernels::ListHeads::kShared;
 }
 
-TensorView OneRow(float* data, int64_t heads, int64_t head_dim) {
-  TensorView view = TensorView::Matrix(data, kernels::DType::kF32, 1, head_dim);
-  view.rank = 3;
-  view.shape[1] = heads;
-  view.shape[2] = head_dim;
-  view.strides[0] = heads * head_dim;
-  view.strides[1] = head_dim;
-  view.strides[2] = 1;
-  return view;
+TensorView OneRow(float* data, kernels::Device device, int64_t heads, int64_t head_dim) {
+  const int64_t shape[3] = {1, heads, head_dim};
+  return TensorView::Contiguous(data, kernels::DType::kF32, shape, 3, device);
+}
+
+// Row `row` of a tensor of rows.
+TensorView RowOf(const TensorView& t, int64_t row) {
+  TensorView one = t;
+  one.shape[0] = 1;
+  one.data = t.ptr<char>() + row * t.strides[0] * kernels::BlockBytes(t.dtype);
+  return one;
+}
+
+// The tile that has the row; num_tiles: none has.
+int32_t TileOf(const kernels::KvSelection& s, int64_t row) {
+  int32_t tile = 0;
+  while (tile < s.num_tiles && (row < s.tiles[tile].row_begin ||
+                                row >= s.tiles[tile].row_begin + s.tiles[tile].num_rows)) {
+    ++tile;
+  }
+  return tile;
+}
+
+float At(const TensorView& t, int64_t i) {
+  if (t.dtype == kernels::DType::kF32) return t.ptr<float>()[i];
+  const uint16_t bits = t.ptr<uint16_t>()[i];
+  return t.dtype == kernels::DType::kBF16 ? kernels::Bfloat16ToFloat(bits)
+                                          : kernels::HalfToFloat(bits);
 }
 
 }  // namespace
@@ -47,18 +67,15 @@ absl::StatusOr<std::unique_ptr<LiveShadow>> LiveShadow::Create(kernels::Backend*
                                                                const SparsityPlan* plan,
                                                                SparsityPlan baseline,
                                                                double sample_rate) {
-  if (backend->device() != kernels::Device::kCpu) {
-    return absl::InvalidArgumentError(
-        "live fidelity is measured where queries and keys lie in host memory only; set "
-        "fidelity.sample_rate to 0 or serve with --device cpu.");
-  }
   if (plan->dual_chunk) {
     return absl::InvalidArgumentError(
         "live fidelity compares one attention call of a layer with another, which dual chunk "
         "attention computes in parts; set fidelity.sample_rate to 0.");
   }
-  return std::unique_ptr<LiveShadow>(
+  std::unique_ptr<LiveShadow> shadow(
       new LiveShadow(backend, plan, std::move(baseline), sample_rate));
+  RETURN_IF_ERROR(shadow->AllocateSamples());
+  return shadow;
 }
 
 LiveShadow::LiveShadow(kernels::Backend* backend, const SparsityPlan* plan, SparsityPlan baseline,
@@ -74,6 +91,24 @@ LiveShadow::LiveShadow(kernels::Backend* backend, const SparsityPlan* plan, Spar
   }
 }
 
+// Every step has the same few samples at most, of the plan's widest segments.
+absl::Status LiveShadow::AllocateSamples() {
+  size_t most = 0;
+  int64_t bytes = 0;
+  for (const LayerPlan& layer : plan_->layers) {
+    most = std::max(most, layer.segments.size());
+    for (const HeadSegment& segment : layer.segments) {
+      const int64_t dim = plan_->groups[static_cast<size_t>(segment.group)].head_dim;
+      bytes = std::max(bytes, segment.query.count * (2 * dim + 2) * int64_t{sizeof(float)});
+    }
+  }
+  for (size_t i = 0; i < most * kLayersPerStep; ++i) {
+    samples_.push_back(std::make_unique<Sample>());
+    ASSIGN_OR_RETURN(samples_.back()->memory, backend_->Allocate(bytes));
+  }
+  return absl::OkStatus();
+}
+
 void LiveShadow::Watch(size_t layer, const HeadSegment& segment) {
   const SparsePattern* found = nullptr;
   std::string why = "the baseline's patterns are cut at other heads";
@@ -83,8 +118,11 @@ void LiveShadow::Watch(size_t layer, const HeadSegment& segment) {
       continue;
     }
     const SparsePattern& pattern = *baseline_.patterns[static_cast<size_t>(own.pattern)];
+    const bool ranked = plan_->patterns[static_cast<size_t>(segment.pattern)]->ranking() != nullptr;
     if (pattern.ranking() != nullptr) {
       why = "the baseline chooses keys by its queries";
+    } else if (ranked && !pattern.edges_alone() && backend_->device() != kernels::Device::kCpu) {
+      why = "the plan's lists lie on the device, and the baseline's keys are not those of a window";
     } else if (!Keeps(plan_->groups[static_cast<size_t>(segment.group)].retention,
                       pattern.retention())) {
       why = "the plan frees pages that the baseline would read";
@@ -119,10 +157,15 @@ bool LiveShadow::Begin(const ModelInput& input) {
   }
   ++num_sampled_;
   report_ = {};
+  num_samples_ = 0;
   return true;
 }
 
-ShadowReport LiveShadow::Take() { return std::exchange(report_, {}); }
+ShadowReport LiveShadow::Take() {
+  for (size_t i = 0; i < num_samples_; ++i) Finish(samples_[i].get());
+  num_samples_ = 0;
+  return std::exchange(report_, {});
+}
 
 void LiveShadow::OnAttention(const AttentionCall& call) {
   if (std::find(step_layers_.begin(), step_layers_.end(), call.layer) == step_layers_.end()) return;
@@ -145,20 +188,50 @@ void LiveShadow::OnAttention(const AttentionCall& call) {
   report_.nanos += Clock::Real()->MonotonicNanos() - start;
 }
 
-void LiveShadow::SelectCommon(const AttentionCall& call, const SparsePattern& baseline, int64_t row,
-                              int64_t position) {
+kernels::KvSelection LiveShadow::SelectCommon(const AttentionCall& call,
+                                              const SparsePattern& baseline, int64_t row,
+                                              int64_t position, Sample* sample) {
+  const kernels::KvSelection& served = call.params->selection;
+  SelectionBuilder& out = sample->common_keys;
+  if (!served.entries_made || !baseline.edges_alone()) {
+    ListCommonTokens(call, baseline, row, position, sample);
+    return out.View();
+  }
+  out.Clear();
+  out.list_heads = served.list_heads;
+  out.num_list_heads = served.num_list_heads;
+  out.edges.assign(static_cast<size_t>(served.num_list_heads), sample->baseline_keys.edges.front());
+  out.tiles = {{.sequence = sequence_,
+                .row_begin = 0,
+                .num_rows = 1,
+                .first_position = static_cast<int32_t>(position)}};
+  out.MakeLists();
+  const int32_t tile = TileOf(served, row);
+  for (int32_t h = 0; h < served.num_list_heads && tile < served.num_tiles; ++h) {
+    const int64_t at = int64_t{h} * served.num_tiles + tile;
+    out.list_begin[static_cast<size_t>(h)] = served.list_begin[at];
+    out.list_count[static_cast<size_t>(h)] = served.list_count[at];
+  }
+  kernels::KvSelection common = served;
+  common.query_tile = 1;
+  common.num_tiles = 1;
+  common.tiles = out.tiles.data();
+  common.list_begin = out.list_begin.data();
+  common.list_count = out.list_count.data();
+  common.edges = out.edges.data();
+  common.max_list_entries = 0;
+  return common;
+}
+
+void LiveShadow::ListCommonTokens(const AttentionCall& call, const SparsePattern& baseline,
+                                  int64_t row, int64_t position, Sample* sample) {
   const kernels::KvSelection& served = call.params->selection;
   const int32_t heads = call.segment->query.count;
   // A baseline whose heads differ needs a list for each.
-  const bool per_head = baseline_keys_.list_heads != kernels::ListHeads::kShared;
+  const bool per_head = sample->baseline_keys.list_heads != kernels::ListHeads::kShared;
   const int32_t lists = per_head ? heads : served.num_list_heads;
-  int32_t tile = 0;
-  while (tile < served.num_tiles &&
-         (row < served.tiles[tile].row_begin ||
-          row >= served.tiles[tile].row_begin + served.tiles[tile].num_rows)) {
-    ++tile;
-  }
-  SelectionBuilder& out = common_keys_;
+  const int32_t tile = TileOf(served, row);
+  SelectionBuilder& out = sample->common_keys;
   out.Clear();
   out.list_heads = per_head ? kernels::ListHeads::kPerQHead : served.list_heads;
   out.num_list_heads = lists;
@@ -194,54 +267,73 @@ void LiveShadow::SelectCommon(const AttentionCall& call, const SparsePattern& ba
 absl::Status LiveShadow::Measure(const AttentionCall& call, const SparsePattern& baseline,
                                  int64_t row, int64_t position) {
   const kernels::AttentionParams& served = *call.params;
-  const int64_t heads = served.q.shape[1];
-  const int64_t dim = served.q.shape[2];
-  for (std::vector<float>* out : {&baseline_out_, &common_out_}) {
-    out->assign(static_cast<size_t>(heads * dim), 0);
-  }
-  for (std::vector<float>* lse : {&baseline_lse_, &common_lse_}) {
-    lse->assign(static_cast<size_t>(heads), 0);
-  }
+  LS_CHECK_LT(num_samples_, samples_.size());
+  Sample& sample = *samples_[num_samples_];
+  sample.result = {.layer = call.layer,
+                   .segment = static_cast<int32_t>(
+                       call.segment -
+                       plan_->layers[static_cast<size_t>(call.layer)].segments.data())};
+  sample.heads = served.q.shape[1];
+  sample.dim = served.q.shape[2];
+  const int64_t values = sample.heads * sample.dim;
+  auto* baseline_out = sample.memory.as<float>();
+  float* common_out = baseline_out + values;
+  float* baseline_lse = common_out + values;
+  const kernels::Device device = backend_->device();
+
   const QueryRun run{.sequence = sequence_,
                      .num_rows = 1,
                      .first_position = position,
                      .numerics = NumericsClass::kGenerated};
-  baseline_keys_.Clear();
-  baseline.Select({&run, 1}, &baseline_keys_);
+  sample.baseline_keys.Clear();
+  baseline.Select({&run, 1}, &sample.baseline_keys);
   kernels::AttentionParams params = served;
-  params.q.shape[0] = 1;
-  params.q.data = served.q.ptr<float>() + row * served.q.strides[0];
+  params.q = RowOf(served.q, row);
   params.counters = nullptr;
-  params.selection = baseline_keys_.View();
-  params.out = OneRow(baseline_out_.data(), heads, dim);
-  params.lse = baseline_lse_.data();
+  params.selection = sample.baseline_keys.View();
+  params.out = OneRow(baseline_out, device, sample.heads, sample.dim);
+  params.lse = baseline_lse;
   RETURN_IF_ERROR(backend_->Attention(params));
-  SelectCommon(call, baseline, row, position);
-  params.selection = common_keys_.View();
-  params.out = OneRow(common_out_.data(), heads, dim);
-  params.lse = common_lse_.data();
+  params.selection = SelectCommon(call, baseline, row, position, &sample);
+  params.out = OneRow(common_out, device, sample.heads, sample.dim);
+  params.lse = baseline_lse + sample.heads;
   RETURN_IF_ERROR(backend_->Attention(params));
 
+  const int64_t shape[2] = {1, 2 * values + 2 * sample.heads};
+  ASSIGN_OR_RETURN(sample.computed,
+                   backend_->ToHost(TensorView::Contiguous(baseline_out, kernels::DType::kF32,
+                                                           shape, 2, device)));
+  ASSIGN_OR_RETURN(sample.served, backend_->ToHost(RowOf(served.out, row)));
+  if (device == kernels::Device::kCpu) {  // later layers write there
+    sample.served_copy.clear();
+    for (int64_t h = 0; h < sample.heads; ++h) {
+      const float* from = sample.served.ptr<float>() + h * sample.served.strides[1];
+      sample.served_copy.insert(sample.served_copy.end(), from, from + sample.dim);
+    }
+    sample.served = OneRow(sample.served_copy.data(), device, sample.heads, sample.dim);
+  }
+  ++num_samples_;
+  return absl::OkStatus();
+}
+
+void LiveShadow::Finish(Sample* sample) {
+  const int64_t values = sample->heads * sample->dim;
+  const float* expected = sample->computed.ptr<float>();
+  const float* baseline_lse = expected + 2 * values;
+  const float* common_lse = baseline_lse + sample->heads;
   // Sums of exp over the keys, so that their quotient is the share of the baseline's mass.
   double mass = 0, error = 0, norm = 0;
-  for (int64_t h = 0; h < heads; ++h) {
-    const auto i = static_cast<size_t>(h);
-    mass += std::min(1.0, std::exp(static_cast<double>(common_lse_[i]) - baseline_lse_[i]));
-    const float* out =
-        served.out.ptr<float>() + row * served.out.strides[0] + h * served.out.strides[1];
-    for (int64_t d = 0; d < dim; ++d) {
-      const double expected = baseline_out_[static_cast<size_t>(h * dim + d)];
-      error += (out[d] - expected) * (out[d] - expected);
-      norm += expected * expected;
-    }
+  for (int64_t h = 0; h < sample->heads; ++h) {
+    mass += std::min(1.0, std::exp(static_cast<double>(common_lse[h]) - baseline_lse[h]));
   }
-  report_.samples.push_back(
-      {.layer = call.layer,
-       .segment = static_cast<int32_t>(
-           call.segment - plan_->layers[static_cast<size_t>(call.layer)].segments.data()),
-       .captured_mass = mass / static_cast<double>(heads),
-       .output_error = norm > 0 ? std::sqrt(error / norm) : 0});
-  return absl::OkStatus();
+  for (int64_t i = 0; i < values; ++i) {
+    const double wanted = expected[i], difference = At(sample->served, i) - wanted;
+    error += difference * difference;
+    norm += wanted * wanted;
+  }
+  sample->result.captured_mass = mass / static_cast<double>(sample->heads);
+  sample->result.output_error = norm > 0 ? std::sqrt(error / norm) : 0;
+  report_.samples.push_back(sample->result);
 }
 
 }  // namespace longstride::model::fidelity

@@ -17,13 +17,15 @@
 
 namespace longstride::model::fidelity {
 
-// Not thread-safe: the engine's thread. Backends that compute in host memory only.
+// Not thread-safe: the engine's thread. What a device computes is asked for while the step runs and
+// read when it has ended: nothing waits in between.
 class LiveShadow : public AttentionObserver {
  public:
   static constexpr int32_t kLayersPerStep = 2;  // bounds the cost of a sampled step
 
-  // `baseline`: the checkpoint's own plan; backend and `plan` must outlive this. INVALID_ARGUMENT:
-  // the backend keeps its cache in device memory, or the model has dual chunk attention.
+  // `baseline`: the checkpoint's own plan; `backend`, which must be the observed decoder's where it is
+  // a device, and `plan` must outlive this. INVALID_ARGUMENT: the
+  // model has dual chunk attention. RESOURCE_EXHAUSTED: no memory for results.
   static absl::StatusOr<std::unique_ptr<LiveShadow>> Create(kernels::Backend* backend,
                                                             const SparsityPlan* plan,
                                                             SparsityPlan baseline,
@@ -33,7 +35,7 @@ class LiveShadow : public AttentionObserver {
   // spread. Chooses one generated row and kLayersPerStep layers, in turn.
   bool Begin(const ModelInput& input);
   void OnAttention(const AttentionCall& call) override;
-  // What the step gave.
+  // What the step gave. REQUIRES: the step has succeeded; none has begun since.
   ShadowReport Take();
 
   const std::string& baseline_digest() const { return baseline_.digest; }
@@ -46,14 +48,30 @@ class LiveShadow : public AttentionObserver {
   const std::string& reason() const { return reason_; }
 
  private:
+  // Attention of one row in one segment's heads. The arrays that a step was given must stay as they
+  // are until it ends, so every sample of a step has its own.
+  struct Sample {
+    ShadowSample result;
+    SelectionBuilder baseline_keys, common_keys;
+    kernels::Buffer memory;  // the backend's: two outputs [heads, head_dim], two log-sum-exps [heads]
+    int64_t heads = 0, dim = 0;
+    kernels::TensorView served, computed;  // in host memory when the step has ended
+    std::vector<float> served_copy;        // where the served output is overwritten before that
+  };
+
   LiveShadow(kernels::Backend* backend, const SparsityPlan* plan, SparsityPlan baseline,
              double sample_rate);
+  absl::Status AllocateSamples();
   void Watch(size_t layer, const HeadSegment& segment);
   absl::Status Measure(const AttentionCall& call, const SparsePattern& baseline, int64_t row,
                        int64_t position);
-  // The keys that the row reads under both patterns, as lists of tokens.
-  void SelectCommon(const AttentionCall& call, const SparsePattern& baseline, int64_t row,
-                    int64_t position);
+  // The keys that the row reads under both patterns: of lists in host memory, as lists of tokens;
+  // the plan's list itself, with the baseline's edges, where that lies elsewhere.
+  kernels::KvSelection SelectCommon(const AttentionCall& call, const SparsePattern& baseline,
+                                    int64_t row, int64_t position, Sample* sample);
+  void ListCommonTokens(const AttentionCall& call, const SparsePattern& baseline, int64_t row,
+                        int64_t position, Sample* sample);
+  void Finish(Sample* sample);
 
   kernels::Backend* backend_;
   const SparsityPlan* plan_;
@@ -69,8 +87,8 @@ class LiveShadow : public AttentionObserver {
   int32_t sequence_ = 0;
   std::vector<int32_t> step_layers_;
   ShadowReport report_;
-  SelectionBuilder baseline_keys_, common_keys_;
-  std::vector<float> baseline_out_, common_out_, baseline_lse_, common_lse_;
+  std::vector<std::unique_ptr<Sample>> samples_;
+  size_t num_samples_ = 0;
 };
 
 }  // namespace longstride::model::fidelity

@@ -22,6 +22,7 @@ class Chunked : public SparsePattern {
     SelectPageRanges(0, InChunk, chunk_, out);
     out->edges.push_back({.causal = 1, .window = 0, .sink_tokens = 0, .chunk = chunk_});
   }
+  bool edges_alone() const override { return true; }
   double VisibleKeys(int64_t position) const override {
     return static_cast<double>(position % chunk_ + 1);
   }

@@ -21,6 +21,7 @@ class Dense : public SparsePattern {
     SelectPageRanges(0, causal_ ? UpToTile : All, 0, out);
     out->edges.push_back({.causal = causal_});
   }
+  bool edges_alone() const override { return true; }
   double VisibleKeys(int64_t position) const override {
     return static_cast<double>(causal_ ? position + 1 : 2 * position + 1);
   }

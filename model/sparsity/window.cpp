@@ -47,6 +47,7 @@ class Window : public SparsePattern {
     out->edges.push_back(
         {.causal = causal_, .window = window_, .sink_tokens = sink_tokens_, .chunk = 0});
   }
+  bool edges_alone() const override { return true; }
   double VisibleKeys(int64_t position) const override {
     if (!causal_) {
       return static_cast<double>(std::min<int64_t>(position + 1, window_) +

@@ -58,13 +58,6 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Start(const ServerConfig& conf
                                                         const Clock* clock) {
   std::unique_ptr<Runtime> runtime(new Runtime);
   runtime->metrics_ = metrics;
-  if (config.fidelity.sample_rate > 0 &&
-      ChooseDevice(config).backend == kernels::BackendKind::kCuda) {
-    return absl::InvalidArgumentError(
-        StrCat("fidelity.sample_rate is ", config.fidelity.sample_rate,
-               ", but live fidelity is measured on the CPU backends only; set it to 0, or serve "
-               "with --device cpu."));
-  }
   ASSIGN_OR_RETURN(runtime->model_, LoadModel(config));
   model::Model& model = *runtime->model_;
   metrics->DescribeModel(ToModelFacts(model));

@@ -66,9 +66,10 @@ absl::Status ModelExecutor::Forward(const model::ModelInput& input, model::Model
   model_->decoder().SetObserver(shadow_);
   const absl::Status status = model_->Forward(input, output);
   model_->decoder().SetObserver(nullptr);
+  if (!status.ok()) return status;
   output->shadow = shadow_->Take();
   output->times.attention_ns -= output->shadow->nanos;
-  return status;
+  return absl::OkStatus();
 }
 
 std::vector<float> ModelExecutor::Embed(std::span<const float> pooled) {

@@ -175,6 +175,7 @@ class PagedRunner {
     sequences_.erase(sequence);
   }
 
+  kernels::Backend& backend() { return *backend_; }
   Decoder& decoder() { return *decoder_; }
   KvCache& cache() { return *cache_; }
   const SparsityPlan& plan() const { return plan_; }

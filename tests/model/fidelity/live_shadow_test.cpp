@@ -373,12 +373,20 @@ class DeviceBackend : public kernels::ReferenceBackend {
   kernels::Device device() const override { return kernels::Device::kCuda; }
 };
 
-TEST_F(LiveShadowPlans, RefusesABackendWhoseMemoryIsOutOfReach) {
+TEST_F(LiveShadowPlans, ListsThatLieOnADeviceNeedABaselineOfEdges) {
   DeviceBackend backend;
-  plan_ = Resolve("{}", model_.spec, KvDType::kF32);
-  const auto shadow =
-      LiveShadow::Create(&backend, &plan_, Resolve("{}", model_.spec, KvDType::kF32), 0.5);
-  EXPECT_EQ(shadow.status().code(), absl::StatusCode::kInvalidArgument);
+  const std::string quest = All(R"("quest", "budget_tokens": 64)");
+  plan_ = Resolve(quest, model_.spec, KvDType::kF32);
+  const auto make = [&](const std::string& baseline) {
+    auto shadow = LiveShadow::Create(&backend, &plan_,
+                                     Resolve(baseline, model_.spec, KvDType::kF32), 0.5);
+    EXPECT_TRUE(shadow.ok()) << shadow.status();
+    return *std::move(shadow);
+  };
+  EXPECT_EQ(make(All(R"("dense")"))->reason(), "");
+  EXPECT_EQ(make("{}")->reason(), "");  // windows of 60 and dense
+  EXPECT_EQ(make(All(R"("strided", "stride": 5)"))->reason(),
+            "the plan's lists lie on the device, and the baseline's keys are not those of a window");
 }
 
 // Whose attention is of three queries for each head.
@@ -391,6 +399,100 @@ TEST_F(LiveShadowPlans, RefusesDualChunkAttention) {
   EXPECT_EQ(shadow.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_FALSE(CapturedMass(&plan_, {&plan_}).available());
 }
+
+// The samples of six steps of two sequences, and all logits.
+struct Observed {
+  std::vector<ShadowSample> samples;
+  FloatRows logits;
+};
+
+Observed Observe(const ModelSpec& spec, const Case& c, BackendKind kind, KvDType dtype, bool watch,
+                 unsigned seed) {
+  PagedRunner runner(&spec, c.plan, kind, dtype);
+  auto shadow = LiveShadow::Create(&runner.backend(), &runner.plan(),
+                                   Resolve(c.baseline, spec, dtype), 1.0);
+  EXPECT_TRUE(shadow.ok()) << shadow.status();
+  std::mt19937 random(seed);
+  const auto tokens = [&](size_t n) {
+    std::vector<int32_t> out(n);
+    for (int32_t& t : out) t = static_cast<int32_t>(random() % 97);
+    return out;
+  };
+  runner.Prefill(0, tokens(700), 512);
+  runner.Prefill(1, tokens(90), 512);
+  Observed observed;
+  for (int step = 0; step < 6; ++step) {
+    EXPECT_TRUE((*shadow)->Begin(Generating(2)));
+    runner.decoder().SetObserver(watch ? shadow->get() : nullptr);
+    std::vector<Piece> pieces;
+    for (int s = 0; s < 2; ++s) {
+      pieces.push_back({.sequence = s,
+                        .tokens = tokens(1),
+                        .num_logits = 1,
+                        .numerics = NumericsClass::kGenerated});
+    }
+    EXPECT_TRUE(runner.Step(pieces).ok());
+    const ShadowReport report = (*shadow)->Take();
+    observed.samples.insert(observed.samples.end(), report.samples.begin(), report.samples.end());
+    observed.logits.insert(observed.logits.end(), runner.logits.begin(), runner.logits.end());
+  }
+  return observed;
+}
+
+class LiveShadowCudaTest : public ::testing::TestWithParam<std::tuple<Case, KvDType>> {};
+
+TEST_P(LiveShadowCudaTest, GivesWhatTheCpuGives) {
+  const auto& [c, dtype] = GetParam();
+  const unsigned seed = testing::RandomSeed();
+  const TinyModel model({.name = "shadow", .layers = 3, .heads = kHeads, .kv_heads = 2, .head_dim = 64},
+                        seed);
+  const Observed cpu = Observe(model.spec, c, BackendKind::kReference, dtype, true, seed);
+  const Observed cuda = Observe(model.spec, c, BackendKind::kCuda, dtype, true, seed);
+  ASSERT_EQ(cpu.samples.size(), cuda.samples.size());
+  EXPECT_GE(cpu.samples.size(), 12u);
+  // Pages that rank alike may change places where 16-bit rounding says so.
+  const double bound = dtype == KvDType::kF32 ? 2e-3 : 5e-2;
+  double least = 1;
+  for (size_t i = 0; i < cpu.samples.size(); ++i) {
+    const ShadowSample& want = cpu.samples[i];
+    const ShadowSample& got = cuda.samples[i];
+    EXPECT_EQ(want.layer, got.layer);
+    EXPECT_EQ(want.segment, got.segment);
+    EXPECT_NEAR(want.captured_mass, got.captured_mass, bound) << "sample " << i;
+    EXPECT_NEAR(want.output_error, got.output_error, 2 * bound) << "sample " << i;
+    least = std::min(least, got.captured_mass);
+  }
+  if (c.loses) {
+    EXPECT_LT(least, 0.999);
+  }
+  // Being watched changes no bit.
+  EXPECT_EQ(cuda.logits, Observe(model.spec, c, BackendKind::kCuda, dtype, false, seed).logits);
+}
+
+std::vector<Case> DeviceCases() {
+  std::vector<Case> cases;
+  for (const Case& c : Cases()) {
+    if (c.name != std::string("quest_of_heads_that_differ")) cases.push_back(c);
+  }
+  cases.push_back({"block_topk_of_window", All(R"("block_topk", "budget_tokens": 192, "sink_pages": 1)"),
+                   All(R"("window", "window": 400, "sink_tokens": 3)")});
+  return cases;
+}
+
+// Without a device there is nothing to instantiate, and nothing is listed.
+std::vector<KvDType> DeviceTypes() {
+  if (!kernels::MakeBackend(BackendKind::kCuda, {}).ok()) return {};
+  return {KvDType::kF32, KvDType::kBF16};
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(LiveShadowCudaTest);
+INSTANTIATE_TEST_SUITE_P(Patterns, LiveShadowCudaTest,
+                         ::testing::Combine(::testing::ValuesIn(DeviceCases()),
+                                            ::testing::ValuesIn(DeviceTypes())),
+                         [](const auto& info) {
+                           return StrCat(std::get<0>(info.param).name, "_",
+                                         kernels::KvDTypeName(std::get<1>(info.param)));
+                         });
 
 }  // namespace
 }  // namespace longstride::model::fidelity
