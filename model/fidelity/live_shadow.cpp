@@ -269,10 +269,10 @@ absl::Status LiveShadow::Measure(const AttentionCall& call, const SparsePattern&
   const kernels::AttentionParams& served = *call.params;
   LS_CHECK_LT(num_samples_, samples_.size());
   Sample& sample = *samples_[num_samples_];
-  sample.result = {.layer = call.layer,
-                   .segment = static_cast<int32_t>(
-                       call.segment -
-                       plan_->layers[static_cast<size_t>(call.layer)].segments.data())};
+  sample.result = {
+      .layer = call.layer,
+      .segment = static_cast<int32_t>(
+          call.segment - plan_->layers[static_cast<size_t>(call.layer)].segments.data())};
   sample.heads = served.q.shape[1];
   sample.dim = served.q.shape[2];
   const int64_t values = sample.heads * sample.dim;
@@ -300,9 +300,8 @@ absl::Status LiveShadow::Measure(const AttentionCall& call, const SparsePattern&
   RETURN_IF_ERROR(backend_->Attention(params));
 
   const int64_t shape[2] = {1, 2 * values + 2 * sample.heads};
-  ASSIGN_OR_RETURN(sample.computed,
-                   backend_->ToHost(TensorView::Contiguous(baseline_out, kernels::DType::kF32,
-                                                           shape, 2, device)));
+  ASSIGN_OR_RETURN(sample.computed, backend_->ToHost(TensorView::Contiguous(
+                                        baseline_out, kernels::DType::kF32, shape, 2, device)));
   ASSIGN_OR_RETURN(sample.served, backend_->ToHost(RowOf(served.out, row)));
   if (device == kernels::Device::kCpu) {  // later layers write there
     sample.served_copy.clear();

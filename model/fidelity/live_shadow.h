@@ -23,9 +23,9 @@ class LiveShadow : public AttentionObserver {
  public:
   static constexpr int32_t kLayersPerStep = 2;  // bounds the cost of a sampled step
 
-  // `baseline`: the checkpoint's own plan; `backend`, which must be the observed decoder's where it is
-  // a device, and `plan` must outlive this. INVALID_ARGUMENT: the
-  // model has dual chunk attention. RESOURCE_EXHAUSTED: no memory for results.
+  // `baseline`: the checkpoint's own plan; `backend`, which must be the observed decoder's where it
+  // is a device, and `plan` must outlive this. INVALID_ARGUMENT: the model has dual chunk attention.
+  // RESOURCE_EXHAUSTED: no memory for results.
   static absl::StatusOr<std::unique_ptr<LiveShadow>> Create(kernels::Backend* backend,
                                                             const SparsityPlan* plan,
                                                             SparsityPlan baseline,
@@ -53,7 +53,8 @@ class LiveShadow : public AttentionObserver {
   struct Sample {
     ShadowSample result;
     SelectionBuilder baseline_keys, common_keys;
-    kernels::Buffer memory;  // the backend's: two outputs [heads, head_dim], two log-sum-exps [heads]
+    kernels::Buffer
+        memory;  // the backend's: two outputs [heads, head_dim], two log-sum-exps [heads]
     int64_t heads = 0, dim = 0;
     kernels::TensorView served, computed;  // in host memory when the step has ended
     std::vector<float> served_copy;        // where the served output is overwritten before that

@@ -112,7 +112,8 @@ class SparsePattern {
   // queries and keys are there: Select then sets query_tile, the tiles and list_count[t], how many
   // pages each list of tile t takes, and neither heads nor entries.
   virtual const PageRanking* ranking() const { return nullptr; }
-  // Whether a query sees all keys that Select's edge rule, one for all heads, allows, and no others.
+  // Whether a query sees all keys that Select's edge rule, one for all heads, allows, and no
+  // others.
   virtual bool edges_alone() const { return false; }
   // Keys that a prompt's query at `position` sees, summed over the pattern's heads and divided by
   // their count: density, cost prediction and metrics. Patterns that read ahead count what lies back

@@ -378,15 +378,16 @@ TEST_F(LiveShadowPlans, ListsThatLieOnADeviceNeedABaselineOfEdges) {
   const std::string quest = All(R"("quest", "budget_tokens": 64)");
   plan_ = Resolve(quest, model_.spec, KvDType::kF32);
   const auto make = [&](const std::string& baseline) {
-    auto shadow = LiveShadow::Create(&backend, &plan_,
-                                     Resolve(baseline, model_.spec, KvDType::kF32), 0.5);
+    auto shadow =
+        LiveShadow::Create(&backend, &plan_, Resolve(baseline, model_.spec, KvDType::kF32), 0.5);
     EXPECT_TRUE(shadow.ok()) << shadow.status();
     return *std::move(shadow);
   };
   EXPECT_EQ(make(All(R"("dense")"))->reason(), "");
   EXPECT_EQ(make("{}")->reason(), "");  // windows of 60 and dense
-  EXPECT_EQ(make(All(R"("strided", "stride": 5)"))->reason(),
-            "the plan's lists lie on the device, and the baseline's keys are not those of a window");
+  EXPECT_EQ(
+      make(All(R"("strided", "stride": 5)"))->reason(),
+      "the plan's lists lie on the device, and the baseline's keys are not those of a window");
 }
 
 // Whose attention is of three queries for each head.
@@ -409,8 +410,8 @@ struct Observed {
 Observed Observe(const ModelSpec& spec, const Case& c, BackendKind kind, KvDType dtype, bool watch,
                  unsigned seed) {
   PagedRunner runner(&spec, c.plan, kind, dtype);
-  auto shadow = LiveShadow::Create(&runner.backend(), &runner.plan(),
-                                   Resolve(c.baseline, spec, dtype), 1.0);
+  auto shadow =
+      LiveShadow::Create(&runner.backend(), &runner.plan(), Resolve(c.baseline, spec, dtype), 1.0);
   EXPECT_TRUE(shadow.ok()) << shadow.status();
   std::mt19937 random(seed);
   const auto tokens = [&](size_t n) {
@@ -444,8 +445,8 @@ class LiveShadowCudaTest : public ::testing::TestWithParam<std::tuple<Case, KvDT
 TEST_P(LiveShadowCudaTest, GivesWhatTheCpuGives) {
   const auto& [c, dtype] = GetParam();
   const unsigned seed = testing::RandomSeed();
-  const TinyModel model({.name = "shadow", .layers = 3, .heads = kHeads, .kv_heads = 2, .head_dim = 64},
-                        seed);
+  const TinyModel model(
+      {.name = "shadow", .layers = 3, .heads = kHeads, .kv_heads = 2, .head_dim = 64}, seed);
   const Observed cpu = Observe(model.spec, c, BackendKind::kReference, dtype, true, seed);
   const Observed cuda = Observe(model.spec, c, BackendKind::kCuda, dtype, true, seed);
   ASSERT_EQ(cpu.samples.size(), cuda.samples.size());
@@ -474,7 +475,8 @@ std::vector<Case> DeviceCases() {
   for (const Case& c : Cases()) {
     if (c.name != std::string("quest_of_heads_that_differ")) cases.push_back(c);
   }
-  cases.push_back({"block_topk_of_window", All(R"("block_topk", "budget_tokens": 192, "sink_pages": 1)"),
+  cases.push_back({"block_topk_of_window",
+                   All(R"("block_topk", "budget_tokens": 192, "sink_pages": 1)"),
                    All(R"("window", "window": 400, "sink_tokens": 3)")});
   return cases;
 }
