@@ -3,7 +3,7 @@
 // (bench/cuda/server_check.py overhead).
 //
 //   decode_loop MODEL [--device cpu|cuda] [--sequences N] [--prompt N] [--steps N] [--step-tokens
-//   N]
+//   N] [--sparsity-plan FILE]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "config/base/clock.h"
+#include "config/sparsity_policy.h"
 #include "model/model.h"
 #include "model/sampler.h"
 
@@ -23,11 +24,9 @@ namespace {
 using kernels::kPageTokens;
 
 struct Options {
-  std::map<std::string, std::string> values = {{"device", "cpu"},
-                                               {"sequences", "1"},
-                                               {"prompt", "128"},
-                                               {"steps", "200"},
-                                               {"step-tokens", "2048"}};
+  std::map<std::string, std::string> values = {{"device", "cpu"},       {"sequences", "1"},
+                                               {"prompt", "128"},       {"steps", "200"},
+                                               {"step-tokens", "2048"}, {"sparsity-plan", ""}};
   int32_t Int(const char* name) const { return std::atoi(values.at(name).c_str()); }
 };
 
@@ -51,6 +50,11 @@ class Loop {
     options.max_context = (length + kPageTokens - 1) / kPageTokens * kPageTokens;
     options.max_step_tokens = step_tokens_;
     options.max_sequences = sequences_;
+    if (const std::string& plan = o.values.at("sparsity-plan"); !plan.empty()) {
+      auto policy = SparsityPolicy::Load(plan);
+      if (!policy.ok()) Fail(std::string(policy.status().message()));
+      options.policy = *std::move(policy);
+    }
     auto model = Model::Load(options);
     if (!model.ok()) Fail(std::string(model.status().message()));
     model_ = *std::move(model);

@@ -9,7 +9,7 @@
 namespace longstride::kernels::cuda {
 namespace {
 
-constexpr int kHeadsPerThread = 8;
+constexpr int kHeadsPerThread = 4;
 
 struct RopeShape {
   float* x;
@@ -37,12 +37,21 @@ __global__ void __launch_bounds__(kRowThreads) RopeKernel(const RopeShape p) {
   const int a = p.interleaved ? 2 * f : f;
   const int b = p.interleaved ? 2 * f + 1 : f + p.frequencies;
   float* x = p.x + row * p.row_stride;
-  const int end = min(p.heads, first + kHeadsPerThread);
-  for (int h = first; h < end; ++h) {
-    float* head = x + h * p.head_stride;
-    const float va = head[a], vb = head[b];
-    head[a] = va * cosine - vb * sine;
-    head[b] = va * sine + vb * cosine;
+  // All of them are on their way before the first is stored: one wait for memory.
+  float va[kHeadsPerThread], vb[kHeadsPerThread];
+#pragma unroll
+  for (int i = 0; i < kHeadsPerThread; ++i) {
+    if (first + i >= p.heads) break;
+    const float* head = x + (first + i) * p.head_stride;
+    va[i] = head[a];
+    vb[i] = head[b];
+  }
+#pragma unroll
+  for (int i = 0; i < kHeadsPerThread; ++i) {
+    if (first + i >= p.heads) break;
+    float* head = x + (first + i) * p.head_stride;
+    head[a] = va[i] * cosine - vb[i] * sine;
+    head[b] = va[i] * sine + vb[i] * cosine;
   }
 }
 

@@ -156,23 +156,37 @@ __device__ __forceinline__ int32_t WriteLargest(int32_t begin, int32_t end, cons
   return written;
 }
 
-// The `wanted` (1 to end - begin) largest of at most kOwn keys a thread, ties going to the lower pages,
-// ascending to out. Threads hold runs of pages: two bits of the threshold are found with one barrier, and
-// places with two sums.
+// The `wanted` (1 to end - begin) largest of at most kOwn keys a thread, ties going to the lower
+// pages, ascending to out; keys are above 0, end - begin less than 2^16. Threads hold runs of
+// pages: two bits of the threshold are found with one barrier, beginning where the keys differ and
+// ending where exactly `wanted` reach it.
 template <int kOwn, typename KeyAt>
 __device__ __forceinline__ void WriteLargestOfFew(int32_t begin, int32_t end, const KeyAt& key_at,
                                                   uint32_t wanted, int32_t* out, ListShared& s) {
   constexpr int kWarps = kListThreads / 32;
-  __shared__ uint32_t counts[2][kWarps][3];
+  __shared__ uint32_t counts[2][kWarps][3], extremes[kWarps][2];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int32_t run = (end - begin + kListThreads - 1) / kListThreads;
   const int32_t first = begin + thread * run;
   uint32_t keys[kOwn];  // 0 where there is none: scores' keys are larger
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) keys[i] = i < run && first + i < end ? key_at(first + i) : 0;
-  // The largest threshold that `wanted` keys reach.
-  uint32_t threshold = 0;
-  for (int shift = 30, turn = 0; shift >= 0; shift -= 2, turn ^= 1) {
+  uint32_t most = 0, least = kAllLanes;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    most = max(most, keys[i]);
+    if (keys[i] != 0) least = min(least, keys[i]);
+  }
+  most = __reduce_max_sync(kAllLanes, most);
+  least = __reduce_min_sync(kAllLanes, least);
+  if (lane == 0) extremes[warp][0] = most, extremes[warp][1] = least;
+  __syncthreads();
+  most = __reduce_max_sync(kAllLanes, lane < kWarps ? extremes[lane][0] : 0);
+  least = __reduce_min_sync(kAllLanes, lane < kWarps ? extremes[lane][1] : kAllLanes);
+  // The largest threshold that `wanted` keys reach: its bits above `shift` are those of all keys.
+  int shift = most == least ? 0 : (31 - __clz(static_cast<int>(most ^ least))) / 2 * 2;
+  uint32_t threshold = shift == 30 ? 0 : most >> (shift + 2) << (shift + 2);
+  for (int turn = 0; shift >= 0; shift -= 2, turn ^= 1) {
     uint32_t reach[3];  // keys that reach the threshold with these two bits 1, 2 or 3
 #pragma unroll
     for (int b = 0; b < 3; ++b) {
@@ -191,6 +205,7 @@ __device__ __forceinline__ void WriteLargestOfFew(int32_t begin, int32_t end, co
     }
     const uint32_t bits = total[2] >= wanted ? 3 : total[1] >= wanted ? 2 : total[0] >= wanted ? 1 : 0;
     threshold |= bits << shift;
+    if (bits != 0 && total[bits - 1] == wanted) break;  // no smaller bit parts them
   }
   uint32_t above = 0, equal = 0;
 #pragma unroll
@@ -198,10 +213,10 @@ __device__ __forceinline__ void WriteLargestOfFew(int32_t begin, int32_t end, co
     above += keys[i] > threshold ? 1 : 0;
     equal += keys[i] == threshold && threshold != 0 ? 1 : 0;
   }
-  uint32_t all_above, ignored;
-  const uint32_t above_before = BlockScan(above, s, &all_above);
-  const uint32_t equal_before = BlockScan(equal, s, &ignored);
-  const uint32_t equals = wanted - all_above;
+  uint32_t all;
+  const uint32_t before = BlockScan(above << 16 | equal, s, &all);
+  const uint32_t above_before = before >> 16, equal_before = before & 0xffffu;
+  const uint32_t equals = wanted - (all >> 16);
   uint32_t rank = equal_before, at = above_before + min(equal_before, equals);
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
