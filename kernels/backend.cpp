@@ -42,9 +42,10 @@ absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache) {
             "a page stride of at least one head's bytes", cache.page_stride)
       .That(cache.num_pages == 0 || (cache.k != nullptr && cache.v != nullptr),
             "cache memory for every page", cache.num_pages)
-      .That(cache.dtype == KvDType::kFp8 ? cache.k_scale > 0 && cache.v_scale > 0
-                                         : cache.k_scale == 1 && cache.v_scale == 1,
-            "scales above 0, and 1 but for an fp8 cache", 0);
+      .That(cache.dtype == KvDType::kFp8 && cache.v != cache.k
+                ? cache.k_scale > 0 && cache.v_scale > 0
+                : cache.k_scale == 1 && cache.v_scale == 1,
+            "scales above 0, and 1 but for an fp8 cache of keys and values", 0);
   return check.status();
 }
 
@@ -112,6 +113,18 @@ absl::Status CheckMoe(ShapeCheck check, const MoeParams& p) {
             "a top_k from 1 to the number of experts", p.top_k);
   RETURN_IF_ERROR(check.status());
   const int64_t experts = check.Get("experts");
+  const ExpertGroups& g = p.groups;
+  check.OptionalF32("selection_bias", p.selection_bias, {"experts"})
+      .That(p.selection_bias.data == nullptr || p.scoring == ExpertScoring::kSigmoid,
+            "a selection bias of sigmoid scores only", static_cast<int64_t>(p.scoring))
+      .That(g.count >= 1 && experts % g.count == 0, "groups of equal size", g.count)
+      .That(g.chosen >= 1 && g.chosen <= g.count, "1 or more of the groups", g.chosen)
+      .That(g.best == 1 || (g.best == 2 && p.scoring == ExpertScoring::kSigmoid),
+            "groups by their best expert, or by 2 of sigmoid scores", g.best);
+  RETURN_IF_ERROR(check.status());
+  check.That(g.best <= experts / g.count, "groups of 2 experts or more", experts)
+      .That(p.top_k <= experts / g.count * g.chosen, "top_k experts in the chosen groups", p.top_k);
+  RETURN_IF_ERROR(check.status());
   check.That(p.gate_up != nullptr && p.down != nullptr, "expert weights", experts);
   for (int64_t e = 0; check.ok() && e < experts; ++e) {
     check.That(p.gate_up[e] != nullptr && p.down[e] != nullptr, "expert weights", e);

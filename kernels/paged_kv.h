@@ -67,7 +67,7 @@ constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim, bool segment_mea
 // Summaries, where the group keeps them: base + p*page_stride + h*PageSummaryBytes.
 struct PagedKv {
   void* k = nullptr;
-  void* v = nullptr;
+  void* v = nullptr;  // k where keys are the values, too (latent attention); both scales are then 1
   int64_t page_stride = 0;  // bytes
   int64_t head_stride = 0;  // bytes
   int32_t num_pages = 0;    // physical pages addressable through k and v

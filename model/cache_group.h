@@ -45,7 +45,8 @@ struct CacheGroup {
   int32_t head_dim = 0;
   bool summaries = false;  // pages carry summaries of their keys (PagedKv::summaries)
   bool segment_means = false;  // and these the means of segments
-  int64_t page_bytes = 0;  // of all layers and heads for one page: K, V and summaries
+  bool latent = false;         // an entry is key and value at once (LatentAttention), stored once
+  int64_t page_bytes = 0;  // of all layers and heads for one page: K, V (where it is not K) and summaries
 };
 
 // A page's contents between its group's pages and the group's slots in host memory.
@@ -59,7 +60,7 @@ struct PageCopy {
 // Bytes of one page of one layer of the group.
 inline int64_t LayerPageBytes(const CacheGroup& group, kernels::KvDType dtype) {
   constexpr int64_t kAlignment = 64;
-  int64_t bytes = 2 * kernels::KvHeadPageBytes(dtype, group.head_dim);
+  int64_t bytes = (group.latent ? 1 : 2) * kernels::KvHeadPageBytes(dtype, group.head_dim);
   if (group.summaries) {
     bytes += kernels::PageSummaryBytes(dtype, group.head_dim, group.segment_means);
   }

@@ -61,20 +61,17 @@ absl::Status DecoderImpl::RunLayer(size_t l) {
   // Products take activations in the type that they compute with, where nothing else reads them.
   const kernels::DType type = spec_->parallel_block ? kernels::DType::kF32 : w.qkv->input_type();
   RETURN_IF_ERROR(Norm(x_, views.attn_norm, views.attn_norm_bias, type, &h_));
-  TensorView qkv = Rows(work_.qkv, w.qkv->rows());
-  RETURN_IF_ERROR(Linear(h_, w.qkv.get(), w.qkv_bias, qkv));
-  RETURN_IF_ERROR(NormHeads(layer, qkv));
-  RETURN_IF_ERROR(Rotate(layer, qkv));
-  RETURN_IF_ERROR(WriteKv(l, qkv));
-  const int64_t query_width = int64_t{layer.attention.num_heads} * layer.attention.head_dim;
-  TensorView query = Columns(qkv, 0, query_width);
+  const bool latent = layer.attention.is_latent();
+  TensorView query;
+  RETURN_IF_ERROR(latent ? ProjectLatent(l, &query) : Project(l, &query));
   RETURN_IF_ERROR(RankPages(l, query));
   if (l + 1 == spec_->layers.size()) RETURN_IF_ERROR(KeepWantedRows(&query));
   if (rows_ == 0) return absl::OkStatus();
-  const TensorView attended =
-      Rows(work_.attended, query_width,
-           layer.attention.head_dim % 8 == 0 ? w.o->input_type() : kernels::DType::kF32);
+  const bool narrow = layer.attention.head_dim % 8 == 0 && !latent;
+  TensorView attended = Rows(work_.attended, query.shape[1],
+                             narrow ? w.o->input_type() : kernels::DType::kF32);
   RETURN_IF_ERROR(Attend(l, query, attended));
+  if (latent) RETURN_IF_ERROR(ExpandValues(l, &attended));
   RETURN_IF_ERROR(AddProjected(attended, w.o.get(), views.bo, views.post_attn_norm));
   if (!spec_->parallel_block) {
     RETURN_IF_ERROR(Norm(x_, views.mlp_norm, views.mlp_norm_bias,

@@ -9,17 +9,6 @@ namespace {
 
 using kernels::TensorView;
 
-// `heads * head_dim` columns of a matrix, from `first`, as [rows, heads, head_dim].
-TensorView Heads(const TensorView& m, int64_t first, int64_t heads, int64_t head_dim) {
-  TensorView view = Columns(m, first, head_dim);
-  view.rank = 3;
-  view.shape[1] = heads;
-  view.shape[2] = head_dim;
-  view.strides[1] = head_dim;
-  view.strides[2] = 1;
-  return view;
-}
-
 TensorView RowRange(const TensorView& t, int64_t begin, int64_t rows) {
   TensorView view = t;
   view.data = t.ptr<float>() + begin * t.strides[0];
@@ -41,6 +30,21 @@ kernels::PagedKv HeadsOf(kernels::PagedKv cache, int32_t first, int32_t count) {
 }
 
 }  // namespace
+
+absl::Status DecoderImpl::Project(size_t l, TensorView* query) {
+  const LayerSpec& layer = spec_->layers[l];
+  const AttentionSpec& a = layer.attention;
+  const PreparedLayer& w = resident_->weights.layers[l];
+  const TensorView qkv = Rows(work_.qkv, w.qkv->rows());
+  RETURN_IF_ERROR(Linear(h_, w.qkv.get(), w.qkv_bias, qkv));
+  RETURN_IF_ERROR(NormHeads(layer, qkv));
+  RETURN_IF_ERROR(Rotate(layer, qkv));
+  const int64_t query_width = int64_t{a.num_heads} * a.head_dim;
+  const int64_t kv_width = int64_t{a.num_kv_heads} * a.head_dim;
+  *query = Columns(qkv, 0, query_width);
+  return WriteKv(l, Columns(qkv, query_width, kv_width),
+                 Columns(qkv, query_width + kv_width, kv_width));
+}
 
 // Query and key norms that come before the rotation.
 absl::Status DecoderImpl::NormHeads(const LayerSpec& layer, const TensorView& qkv) {
@@ -84,30 +88,33 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
   Timed timed(&times_->other_ns);
   const TensorView queries = Heads(qkv, 0, a.num_heads, a.head_dim);
   const TensorView both = Heads(qkv, 0, a.num_heads + a.num_kv_heads, a.head_dim);
-  const int32_t* positions =
-      dual_chunk_ ? dual_chunk_->positions().data() : layout_.positions.data();
-  if (a.rope >= 0) {
-    const RopeSpec& rope = spec_->ropes[static_cast<size_t>(a.rope)];
-    for (const RopeSpan& span : layout_.rope_spans) {
-      const size_t variant = std::min<size_t>(span.variant, rope.variants.size() - 1);
-      const RopeTable& table = rope.variants[variant];
-      const float* frequencies = resident_->rope_frequencies[static_cast<size_t>(a.rope)][variant];
-      if (table.inv_freq.empty()) continue;
-      RETURN_IF_ERROR(
-          backend_->Rope({.x = RowRange(both, span.row_begin, span.num_rows),
-                          .positions = positions + span.row_begin,
-                          .inv_freq = frequencies,
-                          .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
-                          .interleaved = table.interleaved,
-                          .scale = table.scale}));
-    }
-  }
+  RETURN_IF_ERROR(RotateHeads(a, both));
   if (a.qk_norm == QkNorm::kL2AfterRope) RETURN_IF_ERROR(RmsNormQk(a, both, {}));
   if (!a.position_scale) return absl::OkStatus();
   return backend_->PositionScale({.x = queries,
                                   .positions = layout_.positions.data(),
                                   .attn_scale = a.position_attn_scale,
                                   .floor_scale = a.position_floor_scale});
+}
+
+absl::Status DecoderImpl::RotateHeads(const AttentionSpec& a, const TensorView& heads) {
+  if (a.rope < 0) return absl::OkStatus();
+  const int32_t* positions =
+      dual_chunk_ ? dual_chunk_->positions().data() : layout_.positions.data();
+  const RopeSpec& rope = spec_->ropes[static_cast<size_t>(a.rope)];
+  for (const RopeSpan& span : layout_.rope_spans) {
+    const size_t variant = std::min<size_t>(span.variant, rope.variants.size() - 1);
+    const RopeTable& table = rope.variants[variant];
+    const float* frequencies = resident_->rope_frequencies[static_cast<size_t>(a.rope)][variant];
+    if (table.inv_freq.empty()) continue;
+    RETURN_IF_ERROR(backend_->Rope({.x = RowRange(heads, span.row_begin, span.num_rows),
+                                    .positions = positions + span.row_begin,
+                                    .inv_freq = frequencies,
+                                    .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
+                                    .interleaved = table.interleaved,
+                                    .scale = table.scale}));
+  }
+  return absl::OkStatus();
 }
 
 kernels::PagedKv DecoderImpl::CacheOf(size_t l, int32_t group) const {
@@ -119,18 +126,16 @@ kernels::PagedKv DecoderImpl::CacheOf(size_t l, int32_t group) const {
   return cache;
 }
 
-absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& qkv) {
+absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& keys, const TensorView& values) {
   const AttentionSpec& a = spec_->layers[l].attention;
   Timed timed(&times_->other_ns);
-  const int64_t k_begin = int64_t{a.num_heads} * a.head_dim;
-  const int64_t v_begin = k_begin + int64_t{a.num_kv_heads} * a.head_dim;
   for (const int32_t g : layer_groups_[l]) {
     const CacheGroup& group = cache_->groups()[static_cast<size_t>(g)];
     const int64_t first = int64_t{group.first_kv_head} * a.head_dim;
     const kernels::PagedKv cache = CacheOf(l, g);
     RETURN_IF_ERROR(
-        backend_->KvWrite({.k = Heads(qkv, k_begin + first, group.num_kv_heads, a.head_dim),
-                           .v = Heads(qkv, v_begin + first, group.num_kv_heads, a.head_dim),
+        backend_->KvWrite({.k = Heads(keys, first, group.num_kv_heads, a.head_dim),
+                           .v = Heads(values, first, group.num_kv_heads, a.head_dim),
                            .cache = cache,
                            .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
                            .slots = layout_.slots.data()}));

@@ -1,5 +1,6 @@
 // The one implementation of Decoder: decoder.cpp holds the forward pass, decoder_attention.cpp and
-// decoder_mlp.cpp its two halves. Internal to model/.
+// decoder_mlp.cpp its two halves, decoder_latent.cpp what latent attention does instead of the former's
+// projections. Internal to model/.
 #pragma once
 
 #include <functional>
@@ -48,6 +49,18 @@ inline kernels::TensorView Columns(const kernels::TensorView& m, int64_t first, 
   return view;
 }
 
+// `heads * head_dim` columns of a matrix, from `first`, as [rows, heads, head_dim].
+inline kernels::TensorView Heads(const kernels::TensorView& m, int64_t first, int64_t heads,
+                                 int64_t head_dim) {
+  kernels::TensorView view = Columns(m, first, head_dim);
+  view.rank = 3;
+  view.shape[1] = heads;
+  view.shape[2] = head_dim;
+  view.strides[1] = head_dim;
+  view.strides[2] = 1;
+  return view;
+}
+
 // What does not depend on the plan: weights and tables on the backend. Immutable once made, shared
 // by decoders with different plans.
 struct ResidentModel {
@@ -78,6 +91,8 @@ class DecoderImpl : public Decoder {
   // Activations of one step: [max_step_tokens, width] each.
   struct Workspace {
     kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
+    // Latent attention: absorbed queries, and what heads have before (queries) and after it (values).
+    kernels::Buffer latent_query, unabsorbed;
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
     // Of dual chunk attention: outputs and log-sum-exps of its parts, one behind the other.
@@ -116,12 +131,16 @@ class DecoderImpl : public Decoder {
   absl::StatusOr<std::span<const kernels::SampleResult>> Choose(const ModelInput& input);
 
   // Attention (decoder_attention.cpp). qkv is [rows, (heads + 2 * KV heads) * head_dim].
+  // Writes the layer's keys and values of h_ to the cache; its queries [rows, heads * head_dim].
+  absl::Status Project(size_t l, TensorView* query);
   absl::Status NormHeads(const LayerSpec& layer, const TensorView& qkv);
   absl::Status RmsNormQk(const AttentionSpec& a, const TensorView& x, const TensorView& weight);
   absl::Status Rotate(const LayerSpec& layer, const TensorView& qkv);
+  absl::Status RotateHeads(const AttentionSpec& a, const TensorView& heads);
   // A layer's pages in one of its groups.
   kernels::PagedKv CacheOf(size_t l, int32_t group) const;
-  absl::Status WriteKv(size_t l, const TensorView& qkv);
+  // [rows, KV heads * head_dim] each.
+  absl::Status WriteKv(size_t l, const TensorView& keys, const TensorView& values);
   // Makes the lists of the layer's query-dependent patterns.
   absl::Status RankPages(size_t l, const TensorView& query);
   absl::Status KeepWantedRows(TensorView* query);
@@ -133,6 +152,11 @@ class DecoderImpl : public Decoder {
   static constexpr int kWhole = -1;
   // Three rotations of a query, three sets of keys, one softmax. Leaves the queries rotated on.
   absl::Status AttendDualChunk(size_t l, const TensorView& query, const TensorView& out);
+
+  // Latent attention (decoder_latent.cpp): Project's other form; from what was attended in the latents'
+  // space to the heads' values [rows, heads * value_dim].
+  absl::Status ProjectLatent(size_t l, TensorView* query);
+  absl::Status ExpandValues(size_t l, TensorView* attended);
 
   // Branches into the residual stream (decoder_mlp.cpp).
   absl::Status Norm(const TensorView& x, const TensorView& weight, const TensorView& bias,

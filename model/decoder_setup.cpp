@@ -19,14 +19,22 @@ constexpr int64_t kMinLogitsRows = 128;
 
 // Widest rows of the spec's layers, in floats.
 struct Widths {
-  int64_t dim = 0, qkv = 0, heads = 0, gate_up = 0, experts = 0;
+  int64_t dim = 0, qkv = 0, heads = 0, latent_heads = 0, unabsorbed = 0, gate_up = 0, experts = 0;
   int64_t num_heads = 0;
 
   explicit Widths(const ModelSpec& spec) : dim(spec.dim) {
     for (const LayerSpec& layer : spec.layers) {
       const AttentionSpec& a = layer.attention;
       const MlpSpec& m = layer.mlp;
-      qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
+      if (a.is_latent()) {
+        const LatentAttention& latent = a.latent;
+        qkv = std::max(qkv, int64_t{latent.q_rank} + a.head_dim);
+        latent_heads = std::max(latent_heads, int64_t{a.num_heads} * a.head_dim);
+        unabsorbed = std::max(unabsorbed, int64_t{a.num_heads} * std::max(latent.nope_dim + latent.rope_dim,
+                                                                          latent.value_dim));
+      } else {
+        qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
+      }
       heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
       num_heads = std::max<int64_t>(num_heads, a.num_heads);
       gate_up = std::max<int64_t>(gate_up,
@@ -47,7 +55,8 @@ int32_t MaxLogitsRows(const ModelSpec& spec, int32_t max_step_tokens) {
 int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
   const Widths w(spec);
   const int64_t of_parts = spec.dual_chunk ? DualChunk::kParts * (w.heads + w.num_heads) : 0;
-  const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.gate_up + w.experts + of_parts;
+  const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.latent_heads + w.unabsorbed +
+                              w.gate_up + w.experts + of_parts;
   return int64_t{sizeof(float)} *
          (max_step_tokens * of_all_rows +
           int64_t{MaxLogitsRows(spec, max_step_tokens)} * spec.vocab_size);
@@ -199,7 +208,7 @@ absl::Status DecoderImpl::MakeResident(ResidentModel* resident) const {
     RETURN_IF_ERROR(
         hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.sinks, &w.bo,
               &w.post_attn_norm, &w.mlp_norm, &w.mlp_norm_bias, &w.down_bias, &w.post_mlp_norm,
-              &w.router_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
+              &w.router_bias, &w.selection_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
   }
   for (const RopeSpec& rope : spec.ropes) {
     std::vector<const float*>& frequencies = resident->rope_frequencies.emplace_back();
@@ -234,6 +243,8 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(allocate(&work_.normed, widths.dim));
   RETURN_IF_ERROR(allocate(&work_.qkv, widths.qkv));
   RETURN_IF_ERROR(allocate(&work_.attended, widths.heads));
+  RETURN_IF_ERROR(allocate(&work_.latent_query, widths.latent_heads));
+  RETURN_IF_ERROR(allocate(&work_.unabsorbed, widths.unabsorbed));
   RETURN_IF_ERROR(allocate(&work_.branch, widths.dim));
   RETURN_IF_ERROR(allocate(&work_.gate_up, widths.gate_up));
   RETURN_IF_ERROR(allocate(&work_.router, widths.experts));

@@ -59,10 +59,30 @@ class Preparer {
     return absl::OkStatus();
   }
 
+  absl::Status PrepareLatent(const LayerWeights& w, PreparedLayer* out) {
+    if (w.wq.data == nullptr) {
+      ASSIGN_OR_RETURN(out->qkv, Prepare({w.wk}));
+    } else {
+      ASSIGN_OR_RETURN(out->qkv, Prepare({w.wq, w.wk}));
+    }
+    ASSIGN_OR_RETURN(out->q_up, Prepare({w.q_up}));
+    for (const TensorView& head : w.key_up) {
+      ASSIGN_OR_RETURN(out->key_up.emplace_back(), Prepare({head}));
+    }
+    for (const TensorView& head : w.value_up) {
+      ASSIGN_OR_RETURN(out->value_up.emplace_back(), Prepare({head}));
+    }
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<PreparedLayer> PrepareLayer(const LayerSpec& layer) {
     const LayerWeights& w = layer.weights;
     PreparedLayer out;
-    ASSIGN_OR_RETURN(out.qkv, Prepare({w.wq, w.wk, w.wv}));
+    if (layer.attention.is_latent()) {
+      RETURN_IF_ERROR(PrepareLatent(w, &out));
+    } else {
+      ASSIGN_OR_RETURN(out.qkv, Prepare({w.wq, w.wk, w.wv}));
+    }
     out.joined_qkv_bias =
         JoinBiases({{w.bq, w.wq.shape[0]}, {w.bk, w.wk.shape[0]}, {w.bv, w.wv.shape[0]}});
     ASSIGN_OR_RETURN(out.qkv_bias, backend_->Resident(VectorView(out.joined_qkv_bias)));

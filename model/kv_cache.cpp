@@ -70,7 +70,7 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
   const int64_t head_bytes = kernels::KvHeadPageBytes(options_.dtype, groups_[g].head_dim);
   const int64_t k_bytes = head_bytes * groups_[g].num_kv_heads;
   return {.k = base,
-          .v = base + k_bytes,
+          .v = groups_[g].latent ? base : base + k_bytes,
           .page_stride = PageStride(g),
           .head_stride = head_bytes,
           .num_pages = num_pages_[g],
@@ -78,7 +78,7 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
           .head_dim = groups_[g].head_dim,
           .dtype = options_.dtype,
           .segment_means = groups_[g].segment_means,
-          .summaries = groups_[g].summaries ? base + 2 * k_bytes : nullptr};
+          .summaries = groups_[g].summaries ? base + (groups_[g].latent ? 1 : 2) * k_bytes : nullptr};
 }
 
 absl::Status KvCache::Commit(int32_t group, std::span<const int32_t> pages) {

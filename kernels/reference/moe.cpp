@@ -1,38 +1,88 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/reference/reference_backend.h"
 
 namespace longstride::kernels {
 
+namespace {
+
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
+float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+// What experts are chosen by; those of groups that are not chosen never are.
+std::vector<float> ChoiceScores(const MoeParams& p, const float* logits) {
+  std::vector<float> scores(logits, logits + p.router_logits.shape[1]);
+  if (p.scoring == ExpertScoring::kSigmoid) {
+    const auto* bias = p.selection_bias.ptr<const float>();
+    for (size_t e = 0; e < scores.size(); ++e) {
+      scores[e] = Sigmoid(scores[e]) + (bias == nullptr ? 0.0f : bias[e]);
+    }
+  }
+  if (p.groups.chosen == p.groups.count) return scores;
+  const size_t size = scores.size() / static_cast<size_t>(p.groups.count);
+  std::vector<float> open;  // [group], kNever once it is chosen
+  for (size_t begin = 0; begin < scores.size(); begin += size) {
+    float first = kNever, second = kNever;
+    for (size_t e = begin; e < begin + size; ++e) {
+      if (scores[e] > first) {
+        second = first;
+        first = scores[e];
+      } else if (scores[e] > second) {
+        second = scores[e];
+      }
+    }
+    open.push_back(p.groups.best == 2 ? first + second : first);
+  }
+  std::vector<bool> chosen(open.size(), false);
+  for (int32_t i = 0; i < p.groups.chosen; ++i) {
+    int64_t best = -1;
+    for (size_t g = 0; g < open.size(); ++g) {
+      if (!chosen[g] && (best < 0 || open[g] > open[best])) best = static_cast<int64_t>(g);
+    }
+    chosen[best] = true;
+  }
+  for (size_t e = 0; e < scores.size(); ++e) {
+    if (!chosen[e / size]) scores[e] = kNever;
+  }
+  return scores;
+}
+
+}  // namespace
+
 void RouteExperts(const MoeParams& p, int64_t row, int32_t* experts, float* weights) {
   const auto num_experts = static_cast<int32_t>(p.router_logits.shape[1]);
   const float* logits = p.router_logits.row<float>(row);
+  const std::vector<float> scores = ChoiceScores(p, logits);
   for (int32_t i = 0; i < p.top_k; ++i) {
-    // The best that is not chosen yet: only a larger logit displaces a lower index.
+    // The best that is not chosen yet: only a larger score displaces a lower index.
     int32_t best = -1;
     for (int32_t e = 0; e < num_experts; ++e) {
       if (std::find(experts, experts + i, e) != experts + i) continue;
-      if (best < 0 || logits[e] > logits[best]) best = e;
+      if (best < 0 || scores[e] > scores[best]) best = e;
     }
     experts[i] = best;
   }
+  const bool sigmoid =
+      p.scoring == ExpertScoring::kSigmoidInput || p.scoring == ExpertScoring::kSigmoid;
+  // Of the chosen: that of all may be of a group that is not.
   const float max = logits[experts[0]];
-  float chosen_sum = 0.0f;
+  float divisor = 0.0f;
   for (int32_t i = 0; i < p.top_k; ++i) {
     const float logit = logits[experts[i]];
-    weights[i] = p.scoring == ExpertScoring::kSigmoidInput ? 1.0f / (1.0f + std::exp(-logit))
-                                                           : std::exp(logit - max);
-    chosen_sum += weights[i];
+    weights[i] = sigmoid ? Sigmoid(logit) : std::exp(logit - max);
+    divisor += weights[i];
   }
   if (p.scoring == ExpertScoring::kSigmoidInput) return;
-  float divisor = chosen_sum;
+  if (p.scoring == ExpertScoring::kSigmoid) divisor = p.renormalize ? divisor + 1e-20f : 1.0f;
   if (p.scoring == ExpertScoring::kSoftmaxThenTopK && !p.renormalize) {
     divisor = 0.0f;
     for (int32_t e = 0; e < num_experts; ++e) divisor += std::exp(logits[e] - max);
   }
-  for (int32_t i = 0; i < p.top_k; ++i) weights[i] /= divisor;
+  for (int32_t i = 0; i < p.top_k; ++i) weights[i] = weights[i] / divisor * p.weight_scale;
 }
 
 absl::Status ReferenceBackend::DoMoe(const MoeParams& p) {

@@ -13,6 +13,7 @@
 namespace longstride::model {
 
 absl::StatusOr<ModelSpec> LoadCohere2(const WeightsFile& file);
+absl::StatusOr<ModelSpec> LoadDeepSeek(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadGemma2(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadGemma3(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadGptOss(const WeightsFile& file);

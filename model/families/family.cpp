@@ -78,7 +78,7 @@ absl::Status CheckFinite(const ModelSpec& spec) {
     const AttentionSpec& a = layer.attention;
     finite &= std::isfinite(a.scale) && std::isfinite(a.softcap) &&
               std::isfinite(a.position_attn_scale) && std::isfinite(a.position_floor_scale) &&
-              std::isfinite(layer.mlp.activation_limit);
+              std::isfinite(layer.mlp.activation_limit) && std::isfinite(layer.mlp.expert_scale);
   }
   for (const RopeSpec& rope : spec.ropes) {
     for (const RopeTable& table : rope.variants) {
@@ -97,6 +97,7 @@ absl::Status CheckFinite(const ModelSpec& spec) {
 const std::vector<Family>& Families() {
   static const std::vector<Family> families = {
       {"cohere2", {"cohere2"}, {"cohere2"}, LoadCohere2},
+      {"deepseek", {"deepseek_v2", "deepseek_v3"}, {}, LoadDeepSeek},
       {"gemma2", {"gemma2"}, {"gemma2"}, LoadGemma2},
       {"gemma3", {"gemma3_text", "gemma3"}, {"gemma3"}, LoadGemma3},
       {"gpt_oss", {"gpt_oss"}, {"gpt-oss"}, LoadGptOss},

@@ -245,11 +245,12 @@ class Resolver {
   int32_t GroupIndex(int32_t layer, const Retention& keep, const Summaries& summaries,
                      HeadRange kv) {
     const int32_t head_dim = Attention(layer).head_dim;
+    const bool latent = Attention(layer).is_latent();
     for (size_t g = 0; g < plan_->groups.size(); ++g) {
       CacheGroup& group = plan_->groups[g];
       if (group.retention == keep && group.summaries == summaries.any &&
           group.segment_means == summaries.segment_means && group.first_kv_head == kv.first &&
-          group.num_kv_heads == kv.count && group.head_dim == head_dim) {
+          group.num_kv_heads == kv.count && group.head_dim == head_dim && group.latent == latent) {
         group.layers.push_back(layer);
         return static_cast<int32_t>(g);
       }
@@ -262,6 +263,7 @@ class Resolver {
                              .head_dim = head_dim,
                              .summaries = summaries.any,
                              .segment_means = summaries.segment_means,
+                             .latent = latent,
                              .page_bytes = 0});
     return static_cast<int32_t>(plan_->groups.size()) - 1;
   }

@@ -115,6 +115,29 @@ TEST_P(AttentionTest, MatchesNaiveDenseWithMask) {
   }
 }
 
+// Latent attention: one head that all query heads read, whose keys are the values.
+TEST_P(AttentionTest, KeysMayBeTheValues) {
+  for (const KvDType dtype : {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kQ8}) {
+    AttentionCase c;
+    c.q_heads = RandomInt(1, 20);
+    // The widest that DeepSeek has, where the backend takes it.
+    c.dim = std::string(GetParam()) == "cuda" ? 288 : 576;
+    c.dtype = dtype;
+    c.scale = 0.05f;
+    c.edges = {EdgeRule{}};
+    AddSequence(c, 64 * RandomInt(1, 3) + RandomInt(-1, 1), RandomInt(1, 33));
+    AddSequence(c, RandomInt(1, 200), 1);
+    MakeTiles(c);
+    RandomLists(c, 0.7, true);
+    c.q = Normal(c.rows() * c.q_heads * c.dim);
+    FillCache(c, *backend_, rng);
+    for (CaseSequence& s : c.sequences) s.v = s.k;
+    c.paged.v = c.paged.k;
+    SCOPED_TRACE(KvDTypeName(dtype));
+    ExpectNear(c, Attend(c, *backend_), NaiveAttention(c), Tolerance(c));
+  }
+}
+
 // Page ids whose byte offset passes 2^31 and 2^32; the memory is reserved, hardly any is touched.
 TEST_P(AttentionTest, FarPagesAreAddressedIn64Bits) {
   if (std::string(GetParam()) == "cuda") GTEST_SKIP() << "the cache is too large to copy";

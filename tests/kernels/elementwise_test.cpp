@@ -413,6 +413,90 @@ TEST_P(ElementwiseTest, MoeIsTheWeightedSumOfTheChosenExperts) {
   }
 }
 
+// DeepSeek's routing. Expert e gives its weight in channel e and nothing elsewhere.
+TEST_P(ElementwiseTest, MoeChoosesInTheBestGroupsBySigmoidAndBias) {
+  const int64_t rows = 40, ffn = 8;
+  for (const int64_t experts : {16, 48, 256}) {
+    const int64_t dim = experts;
+    std::vector<float> zeros(2 * ffn * dim);
+    const TensorView g = View2(zeros, 2 * ffn, dim);
+    const auto gate_up_weight = *backend_->PrepareLinear({&g, 1}, nullptr);
+    std::vector<std::vector<float>> downs;
+    std::vector<std::unique_ptr<LinearWeight>> weights;
+    std::vector<const LinearWeight*> gate_up(experts, gate_up_weight.get()), down;
+    const float silu_1 = 1.0f / (1.0f + std::exp(-1.0f));
+    for (int64_t e = 0; e < experts; ++e) {
+      downs.emplace_back(dim * ffn);
+      std::fill_n(downs.back().begin() + e * ffn, ffn, 1.0f / (ffn * silu_1));
+      const TensorView d = View2(downs.back(), dim, ffn);
+      weights.push_back(*backend_->PrepareLinear({&d, 1}, nullptr));
+      down.push_back(weights.back().get());
+    }
+    std::vector<float> ones(experts * 2 * ffn, 1.0f), x = Normal(rows * dim);
+    std::vector<float> logits = Normal(rows * experts), bias = Normal(experts, 0.2f);
+    std::fill_n(logits.begin(), experts, 0.5f);  // ties: the first groups, the first experts
+    for (const bool sigmoid : {true, false}) {
+      for (const auto& [groups, chosen, best] :
+           {std::tuple(1, 1, 1), std::tuple(4, 2, 2), std::tuple(8, 3, 2), std::tuple(4, 1, 1)}) {
+        const bool renormalize = RandomInt(0, 1) == 1, biased = sigmoid && RandomInt(0, 3) > 0;
+        if (best == 2 && !sigmoid) continue;
+        const int32_t top_k = RandomInt(1, 4);
+        std::vector<float> out(rows * dim);
+        MoeParams p{.x = View2(x, rows, dim),
+                    .router_logits = View2(logits, rows, experts),
+                    .top_k = top_k,
+                    .scoring = sigmoid ? ExpertScoring::kSigmoid : ExpertScoring::kSoftmaxThenTopK,
+                    .renormalize = renormalize,
+                    .groups = {groups, chosen, best},
+                    .weight_scale = 2.5f,
+                    .gate_up = gate_up.data(),
+                    .down = down.data(),
+                    .gate_up_bias = View2(ones, experts, 2 * ffn),
+                    .out = View2(out, rows, dim)};
+        if (biased) p.selection_bias = TensorView::Vector(bias.data(), DType::kF32, experts);
+        ASSERT_LS_OK(backend_->Moe(p));
+        for (int64_t r = 0; r < rows; ++r) {
+          const float* l = &logits[r * experts];
+          std::vector<double> weight(experts), by(experts);
+          double all = 0.0;
+          for (int64_t e = 0; e < experts; ++e) all += std::exp(double{l[e]});
+          for (int64_t e = 0; e < experts; ++e) {
+            weight[e] = sigmoid ? 1.0 / (1.0 + std::exp(-double{l[e]})) : std::exp(double{l[e]}) / all;
+            by[e] = weight[e] + (biased ? bias[e] : 0.0f);
+            if (r == 0 && !biased) by[e] = 0.0;
+          }
+          const int64_t size = experts / groups;
+          std::vector<double> group_by(groups);
+          for (int64_t n = 0; n < groups; ++n) {
+            std::vector<double> in(by.begin() + n * size, by.begin() + (n + 1) * size);
+            std::sort(in.rbegin(), in.rend());
+            group_by[n] = in[0] + (best == 2 ? in[1] : 0.0);
+          }
+          const auto first = [](const std::vector<double>& scores, int count) {
+            std::vector<int64_t> order(scores.size());
+            for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
+            std::stable_sort(order.begin(), order.end(),
+                             [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+            order.resize(count);
+            return order;
+          };
+          std::vector<double> open(experts, -1e9);
+          for (const int64_t n : first(group_by, chosen)) {
+            for (int64_t e = n * size; e < (n + 1) * size; ++e) open[e] = by[e];
+          }
+          std::vector<double> want(dim);
+          double sum = 0.0;
+          for (const int64_t e : first(open, top_k)) sum += want[e] = weight[e];
+          for (int64_t e = 0; e < experts; ++e) {
+            ASSERT_NEAR(out[r * dim + e], 2.5 * want[e] / (renormalize ? sum : 1.0), 1e-5)
+                << experts << " experts, groups " << groups << ", row " << r << ", expert " << e;
+          }
+        }
+      }
+    }
+  }
+}
+
 // A row's experts do not know how many other rows there are.
 TEST_P(ElementwiseTest, MoeRowBitsDoNotDependOnTheBatch) {
   const int64_t rows = 30, dim = 64, ffn = 32, experts = 4;

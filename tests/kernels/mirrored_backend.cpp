@@ -229,6 +229,7 @@ class MirroredBackend : public Backend {
     MoeParams d = p;
     d.x = m.View(p.x);
     d.router_logits = m.View(p.router_logits);
+    d.selection_bias = m.View(p.selection_bias);
     d.gate_up_bias = m.View(p.gate_up_bias);
     d.down_bias = m.View(p.down_bias);
     d.out = m.View(p.out, true);

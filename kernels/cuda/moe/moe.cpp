@@ -107,6 +107,9 @@ class MoeCall {
     r.top_k = p_.top_k;
     r.scoring = p_.scoring;
     r.renormalize = p_.renormalize;
+    r.selection_bias = p_.selection_bias.ptr<const float>();
+    r.groups = p_.groups;
+    r.weight_scale = p_.weight_scale;
     r.logits = p_.router_logits.ptr<const float>();
     r.logits_stride = p_.router_logits.strides[0];
     r.sorted_rows = pairs + 7 * chosen + 8;

@@ -36,6 +36,47 @@ __device__ Best WarpBest(Best best) {
   return best;
 }
 
+__device__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// The lane's experts that belong to the row's groups, by the scores of all; bit i: expert lane + 32 * i.
+__device__ uint32_t InChosenGroups(const MoeRouting& r, const float* mine, uint32_t open) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int size = r.experts / r.groups.count;
+  uint32_t allowed = 0;
+  for (int chosen = 0; chosen < r.groups.chosen; ++chosen) {
+    Best group = {0.0f, -1};
+    for (int g = 0; g < r.groups.count; ++g) {
+      Best first = {0.0f, -1};
+      uint32_t in_group = 0;
+#pragma unroll
+      for (int i = 0; i < kLaneExperts; ++i) {
+        const int e = lane + 32 * i;
+        if (e / size != g || !(open >> i & 1)) continue;
+        in_group |= 1u << i;
+        first = Better(first, {mine[i], e});
+      }
+      first = WarpBest(first);
+      float score = first.logit;
+      if (r.groups.best == 2) {
+        Best second = {0.0f, -1};
+#pragma unroll
+        for (int i = 0; i < kLaneExperts; ++i) {
+          const int e = lane + 32 * i;
+          if (in_group >> i & 1 && e != first.expert) second = Better(second, {mine[i], e});
+        }
+        score += WarpBest(second).logit;
+      }
+      const bool taken = __any_sync(0xffffffffu, (allowed & in_group) != 0);
+      if (!taken) group = Better(group, {score, g});
+    }
+#pragma unroll
+    for (int i = 0; i < kLaneExperts; ++i) {
+      if (open >> i & 1 && (lane + 32 * i) / size == group.expert) allowed |= 1u << i;
+    }
+  }
+  return allowed;
+}
+
 // One warp a row; a lane holds every 32nd expert. NaN ranks below everything.
 __global__ void __launch_bounds__(kRouteWarps * 32) RouteRows(const MoeRouting r) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -51,9 +92,15 @@ __global__ void __launch_bounds__(kRouteWarps * 32) RouteRows(const MoeRouting r
     if (e < r.experts) {
       open |= 1u << i;
       const float logit = logits[e];
-      if (logit == logit) mine[i] = logit;
+      if (logit == logit) {
+        mine[i] = logit;
+        if (r.scoring == ExpertScoring::kSigmoid) {
+          mine[i] = Sigmoid(logit) + (r.selection_bias == nullptr ? 0.0f : r.selection_bias[e]);
+        }
+      }
     }
   }
+  if (r.groups.chosen < r.groups.count) open = InChosenGroups(r, mine, open);
   float max = 0.0f, chosen_sum = 0.0f, my_weight = 0.0f;
   for (int rank = 0; rank < r.top_k; ++rank) {
     Best best = {0.0f, -1};
@@ -64,9 +111,9 @@ __global__ void __launch_bounds__(kRouteWarps * 32) RouteRows(const MoeRouting r
     best = WarpBest(best);
     if (best.expert % 32 == lane) open &= ~(1u << (best.expert / 32));
     if (rank == 0) max = best.logit;
-    const float weight = r.scoring == ExpertScoring::kSigmoidInput
-                             ? 1.0f / (1.0f + expf(-best.logit))
-                             : expf(best.logit - max);
+    float weight = expf(best.logit - max);
+    if (r.scoring == ExpertScoring::kSigmoidInput) weight = Sigmoid(best.logit);
+    if (r.scoring == ExpertScoring::kSigmoid) weight = Sigmoid(logits[best.expert]);
     chosen_sum += weight;
     if (lane == 0) {
       r.pair_expert[row * r.top_k + rank] = best.expert;
@@ -76,6 +123,7 @@ __global__ void __launch_bounds__(kRouteWarps * 32) RouteRows(const MoeRouting r
   }
   if (r.scoring == ExpertScoring::kSigmoidInput) return;
   float divisor = chosen_sum;
+  if (r.scoring == ExpertScoring::kSigmoid) divisor = r.renormalize ? chosen_sum + 1e-20f : 1.0f;
   if (r.scoring == ExpertScoring::kSoftmaxThenTopK && !r.renormalize) {
 #pragma unroll
     for (int i = 0; i < kLaneExperts; ++i) {
@@ -87,7 +135,10 @@ __global__ void __launch_bounds__(kRouteWarps * 32) RouteRows(const MoeRouting r
     divisor = my_weight;
   }
   if (lane == 0) {
-    for (int rank = 0; rank < r.top_k; ++rank) r.pair_weight[row * r.top_k + rank] /= divisor;
+    for (int rank = 0; rank < r.top_k; ++rank) {
+      float& weight = r.pair_weight[row * r.top_k + rank];
+      weight = weight / divisor * r.weight_scale;
+    }
   }
 }
 

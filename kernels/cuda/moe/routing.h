@@ -22,6 +22,9 @@ struct MoeRouting {
   int32_t top_k = 0;
   ExpertScoring scoring = ExpertScoring::kSoftmaxOfTopK;
   bool renormalize = true;
+  const float* selection_bias = nullptr;  // [experts] or null
+  ExpertGroups groups;
+  float weight_scale = 1.0f;
   const float* logits = nullptr;  // [rows, experts]
   int64_t logits_stride = 0;
   int32_t tile_rows = 0;  // of a GroupTile

@@ -17,7 +17,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kFolders[] = {
-    "cohere2", "gemma2",  "gemma3", "gpt_oss", "gpt_oss_mxfp4", "llama", "llama4", "minicpm",
+    "cohere2", "deepseek_v2", "deepseek_v3", "gemma2",  "gemma3", "gpt_oss", "gpt_oss_mxfp4", "llama", "llama4", "minicpm",
     "mistral", "moba",    "olmo2",  "olmo3",   "phi3_longrope", "phi3",  "qwen2",  "qwen3",
     "qwen2_dual_chunk", "embeddinggemma", "modernbert_classifier", "modernbert_multi_label"};
 
@@ -52,7 +52,20 @@ void ExpectSound(const ModelSpec& spec) {
       EXPECT_GT(a.native.moba.topk, 0);
     }
     EXPECT_LT(a.rope, static_cast<int32_t>(spec.ropes.size()));
-    EXPECT_EQ(layer.weights.wo.shape[1], int64_t{a.num_heads} * a.head_dim);
+    EXPECT_EQ(layer.weights.wo.shape[1],
+              int64_t{a.num_heads} * (a.is_latent() ? a.latent.value_dim : a.head_dim));
+    if (a.is_latent()) {
+      EXPECT_EQ(a.num_kv_heads, 1);
+      EXPECT_EQ(a.head_dim, a.latent.kv_rank + a.latent.rope_dim);
+      EXPECT_EQ(layer.weights.key_up.size(), static_cast<size_t>(a.num_heads));
+      EXPECT_EQ(layer.weights.value_up.size(), static_cast<size_t>(a.num_heads));
+    }
+    if (layer.mlp.num_experts > 0) {
+      const kernels::ExpertGroups& g = layer.mlp.groups;
+      EXPECT_EQ(layer.mlp.num_experts % g.count, 0);
+      EXPECT_TRUE(g.chosen >= 1 && g.chosen <= g.count);
+      EXPECT_LE(layer.mlp.top_k, layer.mlp.num_experts / g.count * g.chosen);
+    }
     EXPECT_LE(layer.mlp.top_k, layer.mlp.num_experts);
     EXPECT_EQ(layer.weights.expert_up.size(), static_cast<size_t>(layer.mlp.num_experts));
   }

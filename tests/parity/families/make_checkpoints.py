@@ -36,8 +36,22 @@ COMMON = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_attent
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32,
             beta_fast=4.0, beta_slow=1.0)
 
+# Ranks and channels are all different, so that none can stand for another.
+LATENT = dict(COMMON, num_hidden_layers=3, num_key_value_heads=4, kv_lora_rank=24, qk_nope_head_dim=16,
+              qk_rope_head_dim=8, v_head_dim=12, moe_intermediate_size=16, n_routed_experts=8,
+              num_experts_per_tok=3, first_k_dense_replace=1, tie_word_embeddings=False)
+
 # name: (config class, model class, configuration, sequence lengths)
 CASES = {
+    # Queries without a latent, as V2-Lite has them.
+    "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM",
+                    dict(LATENT, q_lora_rank=None, n_shared_experts=2, topk_method="group_limited_greedy",
+                         n_group=4, topk_group=2, routed_scaling_factor=1.6,
+                         rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=0.707)), [LONG]),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM",
+                    dict(LATENT, q_lora_rank=20, n_shared_experts=1, n_group=4, topk_group=2,
+                         routed_scaling_factor=2.5, attention_bias=True, num_nextn_predict_layers=0,
+                         rope_parameters=dict(YARN, mscale=1.3, mscale_all_dim=0.9)), [LONG]),
     "llama": ("LlamaConfig", "LlamaForCausalLM",
               dict(COMMON, num_hidden_layers=3, head_dim=16, rms_norm_eps=1e-5), [LONG]),
     "llama_rope_llama3": ("LlamaConfig", "LlamaForCausalLM", dict(
@@ -112,7 +126,7 @@ def random_weights(model, config, generator):
             if "embed_tokens" in name:
                 # A tied table is the head too: logits then have a deviation of about 2.
                 normal(parameter, 2.0 / dim**0.5 if tied and "cohere2" not in config.model_type else 1.0)
-            elif "norm" in name:
+            elif "norm" in name and "a_layernorm" not in name:
                 spread = torch.rand(parameter.shape, generator=generator)
                 parameter.copy_(spread - 0.5 if offset_norms else spread + 0.5)
                 if "q_norm" in name or "k_norm" in name:
@@ -121,10 +135,38 @@ def random_weights(model, config, generator):
                 normal(parameter, 1.5)
             elif name.endswith("bias"):
                 normal(parameter, 0.3)
+            elif "a_layernorm" in name:
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 1.0)
+            elif "q_b_proj" in name or "kv_b_proj" in name:
+                normal(parameter, 1.4 / parameter.shape[1]**0.5)
             elif "q_proj" in name or "k_proj" in name or "qkv_proj" in name:
                 normal(parameter, 1.8 / dim**0.5)
             else:
                 normal(parameter, 1.4 / dim**0.5)
+
+
+def set_selection_biases(model, generator):
+    """A router's bias that only chooses is a buffer, not a parameter."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
+
+
+def released_names(weights):
+    """Experts as released checkpoints of DeepSeek hold them: each matrix for itself."""
+    out = {}
+    for name, value in weights.items():
+        if not name.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")):
+            out[name] = value
+            continue
+        prefix, part = name.rsplit(".", 1)
+        for e, matrix in enumerate(value):
+            if part == "down_proj":
+                out[f"{prefix}.{e}.down_proj.weight"] = matrix.copy()
+                continue
+            gate, up = numpy.split(matrix, 2)
+            out[f"{prefix}.{e}.gate_proj.weight"], out[f"{prefix}.{e}.up_proj.weight"] = gate.copy(), up.copy()
+    return out
 
 
 def golden_logits(model, lengths, generator):
@@ -332,6 +374,7 @@ def write_case(name):
     config = getattr(transformers, config_class)(**options, attn_implementation="eager")
     model = getattr(transformers, model_class)(config).float().eval()
     random_weights(model, config, generator)
+    set_selection_biases(model, generator)
     mxfp4 = set_mxfp4_experts(model, generator) if name.endswith("mxfp4") else {}
     if name == "olmo3":
         check_olmo3(model)
@@ -346,6 +389,8 @@ def write_case(name):
             weights.update({key + suffix: part for suffix, part in mxfp4[key].items()})
         else:
             weights[key] = value.float().numpy().copy()
+    if name.startswith("deepseek"):
+        weights = released_names(weights)
     settings = {key: value for key, value in config.to_dict().items()
                 if key not in ("transformers_version", "_name_or_path", "attn_implementation")}
     settings["architectures"] = [model_class]
@@ -362,12 +407,16 @@ def write_case(name):
 
 
 def main():
-    for name in sys.argv[1:] or CASES:
+    names = sys.argv[1:] or list(CASES)
+    for name in names:
         write_case(name)
-    manifest = {"torch": torch.__version__, "transformers": transformers.__version__,
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__,
                 "safetensors": safetensors.__version__, "numpy": numpy.__version__,
                 "gguf": __import__("importlib.metadata").metadata.version("gguf")}
-    (DATA / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    path = DATA / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    manifest.update({name: versions for name in names})
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

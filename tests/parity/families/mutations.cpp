@@ -110,8 +110,9 @@ void AddRope(const ModelSpec& spec, std::vector<Mutation>* out) {
     out->push_back(
         {"no rope on the last layer", [](ModelSpec* s) { s->layers.back().attention.rope = -1; }});
   }
-  if (2 * spec.ropes[0].variants[0].inv_freq.size() <
-      static_cast<size_t>(spec.layers[0].attention.head_dim)) {
+  if (!spec.layers[0].attention.is_latent() &&
+      2 * spec.ropes[0].variants[0].inv_freq.size() <
+          static_cast<size_t>(spec.layers[0].attention.head_dim)) {
     out->push_back(tables("more channels rotated",
                           [](RopeTable* t) { t->inv_freq.push_back(t->inv_freq.back()); }));
   }
@@ -160,7 +161,17 @@ void AddAttention(const ModelSpec& spec, std::vector<Mutation>* out) {
   }
   if (spec.layers[0].weights.bq.data != nullptr) {
     out->push_back(Layers("query bias dropped", [](LayerSpec* l) { l->weights.bq = {}; }));
-    out->push_back(Layers("value bias dropped", [](LayerSpec* l) { l->weights.bv = {}; }));
+    if (first.is_latent()) {
+      out->push_back(Layers("key bias dropped", [](LayerSpec* l) { l->weights.bk = {}; }));
+    } else {
+      out->push_back(Layers("value bias dropped", [](LayerSpec* l) { l->weights.bv = {}; }));
+    }
+  }
+  if (first.is_latent()) {
+    out->push_back(Layers("norm of latents skipped", [](LayerSpec* l) {
+      l->weights.k_norm = {};
+      l->weights.q_norm = {};
+    }));
   }
   if (spec.layers[0].weights.bo.data != nullptr) {
     out->push_back(Layers("output bias dropped", [](LayerSpec* l) { l->weights.bo = {}; }));
@@ -192,6 +203,8 @@ void AddMlp(const ModelSpec& spec, std::vector<Mutation>* out) {
   }
   if (!AnyLayer(spec, [](const LayerSpec& l) { return l.mlp.num_experts > 0; })) return;
   out->push_back(Layers("another expert scoring", [](LayerSpec* l) {
+    l->weights.selection_bias = {};
+    l->mlp.groups = {};
     l->mlp.scoring = l->mlp.scoring == kernels::ExpertScoring::kSigmoidInput
                          ? kernels::ExpertScoring::kSoftmaxThenTopK
                          : kernels::ExpertScoring::kSigmoidInput;
@@ -199,6 +212,24 @@ void AddMlp(const ModelSpec& spec, std::vector<Mutation>* out) {
   out->push_back(Layers("top-k + 1", [](LayerSpec* l) {
     if (l->mlp.num_experts > 0) l->mlp.top_k += 1;
   }));
+  const MlpSpec& mlp = spec.layers.back().mlp;
+  if (mlp.groups.chosen < mlp.groups.count) {
+    out->push_back(
+        Layers("all groups of experts", [](LayerSpec* l) { l->mlp.groups.chosen = l->mlp.groups.count; }));
+  }
+  if (mlp.groups.best == 2) {
+    out->push_back(
+        Layers("groups by their best expert", [](LayerSpec* l) { l->mlp.groups.best = 1; }));
+  }
+  if (mlp.expert_scale != 1.0f) {
+    out->push_back(
+        Layers("experts' scale dropped", [](LayerSpec* l) { l->mlp.expert_scale = 1.0f; }));
+  }
+  if (mlp.scoring == kernels::ExpertScoring::kSigmoid) {
+    out->push_back(
+        Layers("selection bias dropped", [](LayerSpec* l) { l->weights.selection_bias = {}; }));
+    out->push_back(Layers("weights not normalised", [](LayerSpec* l) { l->mlp.renormalize = false; }));
+  }
   if (AnyLayer(spec, [](const LayerSpec& l) { return l.mlp.shared_ffn_dim > 0; })) {
     out->push_back(Layers("shared expert dropped", [](LayerSpec* l) {
       if (l->mlp.num_experts == 0) return;
