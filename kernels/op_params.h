@@ -80,8 +80,8 @@ struct PositionScaleParams {
 };
 
 // Stores rows of k and v at (page, slot) of the cache, converting to its dtype (kFp8: after
-// division by the cache's k_scale and v_scale). Rows of kNoPage are padding: nothing is stored. Where the
-// cache's v is its k, so are the values of this call its keys.
+// division by the cache's k_scale and v_scale). Rows of kNoPage are padding: nothing is stored.
+// Where the cache's v is its k, so are the values of this call its keys.
 struct KvWriteParams {
   TensorView k = {};  // [rows, KV heads, head_dim]
   TensorView v = {};  // [rows, KV heads, head_dim]
@@ -302,11 +302,11 @@ enum class ExpertScoring : uint8_t {
   kSoftmaxOfTopK,    // softmax over the chosen logits (gpt-oss, Mixtral)
   kSoftmaxThenTopK,  // softmax over all experts, then choose; renormalised if `renormalize`
   kSigmoidInput,     // Llama 4: sigmoid(logit) scales the expert's input
-  kSigmoid,          // DeepSeek-V3: sigmoid(logit); divided by the chosen ones' sum if `renormalize`
+  kSigmoid,  // DeepSeek-V3: sigmoid(logit); divided by the chosen ones' sum if `renormalize`
 };
 
-// Which experts a row may choose: those of its best groups. Experts are in groups of consecutive ones,
-// of equal size. Sources: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437).
+// Which experts a row may choose: those of its best groups. Experts are in groups of consecutive
+// ones, of equal size. Sources: DeepSeek-V2 (arXiv 2405.04434), DeepSeek-V3 (arXiv 2412.19437).
 struct ExpertGroups {
   int32_t count = 1;   // divides the number of experts
   int32_t chosen = 1;  // groups of a row, 1 .. count; of equals the lower
@@ -314,9 +314,9 @@ struct ExpertGroups {
 };
 
 // out[r, :] (+)= sum over the top_k experts e of row r: weight(r, e) * expert_e(x[r, :]).
-// An expert is down(activation(gate(x), up(x))) with optional biases. The experts are the best by logit,
-// for kSigmoid by sigmoid(logit) + selection_bias, which weights do not have. Ties: lower expert first.
-// Weights (not kSigmoidInput's) are multiplied by weight_scale in the end.
+// An expert is down(activation(gate(x), up(x))) with optional biases. The experts are the best by
+// logit, for kSigmoid by sigmoid(logit) + selection_bias, which weights do not have. Ties: lower
+// expert first. Weights (not kSigmoidInput's) are multiplied by weight_scale in the end.
 struct MoeParams {
   TensorView x = {};              // [rows, dim]
   TensorView router_logits = {};  // [rows, experts]

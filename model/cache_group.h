@@ -46,7 +46,8 @@ struct CacheGroup {
   bool summaries = false;  // pages carry summaries of their keys (PagedKv::summaries)
   bool segment_means = false;  // and these the means of segments
   bool latent = false;         // an entry is key and value at once (LatentAttention), stored once
-  int64_t page_bytes = 0;  // of all layers and heads for one page: K, V (where it is not K) and summaries
+  int64_t page_bytes =
+      0;  // of all layers and heads for one page: K, V (where it is not K) and summaries
 };
 
 // A page's contents between its group's pages and the group's slots in host memory.

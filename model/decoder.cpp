@@ -68,8 +68,8 @@ absl::Status DecoderImpl::RunLayer(size_t l) {
   if (l + 1 == spec_->layers.size()) RETURN_IF_ERROR(KeepWantedRows(&query));
   if (rows_ == 0) return absl::OkStatus();
   const bool narrow = layer.attention.head_dim % 8 == 0 && !latent;
-  TensorView attended = Rows(work_.attended, query.shape[1],
-                             narrow ? w.o->input_type() : kernels::DType::kF32);
+  TensorView attended =
+      Rows(work_.attended, query.shape[1], narrow ? w.o->input_type() : kernels::DType::kF32);
   RETURN_IF_ERROR(Attend(l, query, attended));
   if (latent) RETURN_IF_ERROR(ExpandValues(l, &attended));
   RETURN_IF_ERROR(AddProjected(attended, w.o.get(), views.bo, views.post_attn_norm));

@@ -133,12 +133,11 @@ absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& keys, const Tensor
     const CacheGroup& group = cache_->groups()[static_cast<size_t>(g)];
     const int64_t first = int64_t{group.first_kv_head} * a.head_dim;
     const kernels::PagedKv cache = CacheOf(l, g);
-    RETURN_IF_ERROR(
-        backend_->KvWrite({.k = Heads(keys, first, group.num_kv_heads, a.head_dim),
-                           .v = Heads(values, first, group.num_kv_heads, a.head_dim),
-                           .cache = cache,
-                           .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
-                           .slots = layout_.slots.data()}));
+    RETURN_IF_ERROR(backend_->KvWrite({.k = Heads(keys, first, group.num_kv_heads, a.head_dim),
+                                       .v = Heads(values, first, group.num_kv_heads, a.head_dim),
+                                       .cache = cache,
+                                       .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
+                                       .slots = layout_.slots.data()}));
     if (!group.summaries) continue;
     const std::vector<int32_t>& pages = layout_.written_pages[static_cast<size_t>(g)];
     RETURN_IF_ERROR(backend_->SummarizePages(

@@ -1,6 +1,6 @@
 // The one implementation of Decoder: decoder.cpp holds the forward pass, decoder_attention.cpp and
-// decoder_mlp.cpp its two halves, decoder_latent.cpp what latent attention does instead of the former's
-// projections. Internal to model/.
+// decoder_mlp.cpp its two halves, decoder_latent.cpp what latent attention does instead of the
+// former's projections. Internal to model/.
 #pragma once
 
 #include <functional>
@@ -91,7 +91,8 @@ class DecoderImpl : public Decoder {
   // Activations of one step: [max_step_tokens, width] each.
   struct Workspace {
     kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
-    // Latent attention: absorbed queries, and what heads have before (queries) and after it (values).
+    // Latent attention: absorbed queries, and what heads have before (queries) and after it
+    // (values).
     kernels::Buffer latent_query, unabsorbed;
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
@@ -153,8 +154,8 @@ class DecoderImpl : public Decoder {
   // Three rotations of a query, three sets of keys, one softmax. Leaves the queries rotated on.
   absl::Status AttendDualChunk(size_t l, const TensorView& query, const TensorView& out);
 
-  // Latent attention (decoder_latent.cpp): Project's other form; from what was attended in the latents'
-  // space to the heads' values [rows, heads * value_dim].
+  // Latent attention (decoder_latent.cpp): Project's other form; from what was attended in the
+  // latents' space to the heads' values [rows, heads * value_dim].
   absl::Status ProjectLatent(size_t l, TensorView* query);
   absl::Status ExpandValues(size_t l, TensorView* attended);
 

@@ -1,5 +1,5 @@
-// Multi-head latent attention around the attention call: projections into latents before it, out of them
-// behind it. Source: DeepSeek-V2 (arXiv 2405.04434, section 2.1); absorbed form: model_spec.h.
+// Multi-head latent attention around the attention call: projections into latents before it, out of
+// them behind it. Source: DeepSeek-V2 (arXiv 2405.04434, section 2.1); absorbed form: model_spec.h.
 #include "model/decoder_impl.h"
 
 namespace longstride::model {
@@ -18,8 +18,8 @@ TensorView Channels(const TensorView& heads, int64_t first, int64_t count) {
 
 // The rows of all heads one after the other. REQUIRES: rows lie without gaps.
 TensorView AllRows(const TensorView& heads) {
-  TensorView view = TensorView::Matrix(heads.data, heads.dtype, heads.shape[0] * heads.shape[1],
-                                       heads.shape[2]);
+  TensorView view =
+      TensorView::Matrix(heads.data, heads.dtype, heads.shape[0] * heads.shape[1], heads.shape[2]);
   view.strides[0] = heads.strides[1];
   view.device = heads.device;
   return view;
@@ -51,15 +51,16 @@ absl::Status DecoderImpl::ProjectLatent(size_t l, TensorView* query) {
   RETURN_IF_ERROR(Linear(q_input, w.q_up.get(), {}, q));
   *query = Rows(work_.latent_query, int64_t{a.num_heads} * a.head_dim);
   for (int64_t h = 0; h < a.num_heads; ++h) {
-    RETURN_IF_ERROR(Linear(Columns(q, h * q_dim, latent.nope_dim), w.key_up[static_cast<size_t>(h)].get(), {},
+    RETURN_IF_ERROR(Linear(Columns(q, h * q_dim, latent.nope_dim),
+                           w.key_up[static_cast<size_t>(h)].get(), {},
                            Columns(*query, h * a.head_dim, latent.kv_rank)));
   }
   const TensorView to_rotate =
       Channels(Heads(*query, 0, a.num_heads, a.head_dim), latent.kv_rank, latent.rope_dim);
   {
     Timed timed(&times_->other_ns);
-    const TensorView from = AllRows(
-        Channels(Heads(q, 0, a.num_heads, q_dim), latent.nope_dim, latent.rope_dim));
+    const TensorView from =
+        AllRows(Channels(Heads(q, 0, a.num_heads, q_dim), latent.nope_dim, latent.rope_dim));
     // A copy.
     RETURN_IF_ERROR(
         backend_->Add({.x = from, .y = from, .a = 0.5f, .b = 0.5f, .out = AllRows(to_rotate)}));
@@ -75,8 +76,9 @@ absl::Status DecoderImpl::ExpandValues(size_t l, TensorView* attended) {
   const PreparedLayer& w = resident_->weights.layers[l];
   const TensorView values = Rows(work_.unabsorbed, int64_t{a.num_heads} * a.latent.value_dim);
   for (int64_t h = 0; h < a.num_heads; ++h) {
-    RETURN_IF_ERROR(Linear(Columns(*attended, h * a.head_dim, a.latent.kv_rank), w.value_up[static_cast<size_t>(h)].get(),
-                           {}, Columns(values, h * a.latent.value_dim, a.latent.value_dim)));
+    RETURN_IF_ERROR(Linear(Columns(*attended, h * a.head_dim, a.latent.kv_rank),
+                           w.value_up[static_cast<size_t>(h)].get(), {},
+                           Columns(values, h * a.latent.value_dim, a.latent.value_dim)));
   }
   *attended = values;
   return absl::OkStatus();

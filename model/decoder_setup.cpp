@@ -30,8 +30,9 @@ struct Widths {
         const LatentAttention& latent = a.latent;
         qkv = std::max(qkv, int64_t{latent.q_rank} + a.head_dim);
         latent_heads = std::max(latent_heads, int64_t{a.num_heads} * a.head_dim);
-        unabsorbed = std::max(unabsorbed, int64_t{a.num_heads} * std::max(latent.nope_dim + latent.rope_dim,
-                                                                          latent.value_dim));
+        unabsorbed =
+            std::max(unabsorbed, int64_t{a.num_heads} *
+                                     std::max(latent.nope_dim + latent.rope_dim, latent.value_dim));
       } else {
         qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
       }

@@ -14,7 +14,8 @@
 namespace longstride::model {
 
 struct PreparedLayer {
-  // [(heads + 2 * KV heads) * head_dim, dim]; of latent attention [q_rank + kv_rank + rope_dim, dim]
+  // [(heads + 2 * KV heads) * head_dim, dim]; of latent attention [q_rank + kv_rank + rope_dim,
+  // dim]
   std::unique_ptr<kernels::LinearWeight> qkv;
   std::unique_ptr<kernels::LinearWeight> q_up;                           // latent attention's
   std::vector<std::unique_ptr<kernels::LinearWeight>> key_up, value_up;  // [heads]

@@ -69,16 +69,17 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
   char* base = memory_[g].as<char>() + layer_slot_[g][l] * LayerBytes(g);
   const int64_t head_bytes = kernels::KvHeadPageBytes(options_.dtype, groups_[g].head_dim);
   const int64_t k_bytes = head_bytes * groups_[g].num_kv_heads;
-  return {.k = base,
-          .v = groups_[g].latent ? base : base + k_bytes,
-          .page_stride = PageStride(g),
-          .head_stride = head_bytes,
-          .num_pages = num_pages_[g],
-          .num_heads = groups_[g].num_kv_heads,
-          .head_dim = groups_[g].head_dim,
-          .dtype = options_.dtype,
-          .segment_means = groups_[g].segment_means,
-          .summaries = groups_[g].summaries ? base + (groups_[g].latent ? 1 : 2) * k_bytes : nullptr};
+  return {
+      .k = base,
+      .v = groups_[g].latent ? base : base + k_bytes,
+      .page_stride = PageStride(g),
+      .head_stride = head_bytes,
+      .num_pages = num_pages_[g],
+      .num_heads = groups_[g].num_kv_heads,
+      .head_dim = groups_[g].head_dim,
+      .dtype = options_.dtype,
+      .segment_means = groups_[g].segment_means,
+      .summaries = groups_[g].summaries ? base + (groups_[g].latent ? 1 : 2) * k_bytes : nullptr};
 }
 
 absl::Status KvCache::Commit(int32_t group, std::span<const int32_t> pages) {

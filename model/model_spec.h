@@ -95,10 +95,11 @@ struct NativeSparsity {
   friend auto operator<=>(const NativeSparsity&, const NativeSparsity&) = default;
 };
 
-// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) in its absorbed form: a token's cache entry
-// is its latent [kv_rank] beside one rotated key part [rope_dim] that all heads share, read as one KV head
-// of kv_rank + rope_dim channels that is key and value at once (of the value only the latent counts). A
-// head's query comes into the latent's space by its key_up, what it attended leaves that by its value_up.
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) in its absorbed form: a token's cache
+// entry is its latent [kv_rank] beside one rotated key part [rope_dim] that all heads share, read
+// as one KV head of kv_rank + rope_dim channels that is key and value at once (of the value only
+// the latent counts). A head's query comes into the latent's space by its key_up, what it attended
+// leaves that by its value_up.
 struct LatentAttention {
   int32_t kv_rank = 0;    // 0: ordinary attention
   int32_t q_rank = 0;     // queries are made from a latent of so many channels; 0: from the stream
@@ -137,8 +138,9 @@ struct MlpSpec {
   kernels::ExpertScoring scoring = kernels::ExpertScoring::kSoftmaxOfTopK;
   bool renormalize = true;
   kernels::ExpertGroups groups;
-  float expert_scale = 1.0f;   // of the routed experts' weights
-  int32_t shared_ffn_dim = 0;  // a dense expert added to the routed ones (Llama 4, DeepSeek); 0: none
+  float expert_scale = 1.0f;  // of the routed experts' weights
+  int32_t shared_ffn_dim =
+      0;  // a dense expert added to the routed ones (Llama 4, DeepSeek); 0: none
 };
 
 // Views into the checkpoint; data == nullptr where a family has no such tensor. Norm weights and
@@ -149,10 +151,10 @@ struct LayerWeights {
   kernels::TensorView wq, wk, wv;  // [heads*head_dim, dim]; fused tensors are split by rows
   kernels::TensorView bq, bk, bv;
   kernels::TensorView q_norm, k_norm;
-  // Latent attention: wq makes the queries' latent [q_rank, dim] (none where q_rank is 0), wk the keys' one
-  // and the shared part [kv_rank + rope_dim, dim], q_norm and k_norm are those of the latents, there is no
-  // wv, and wo is [dim, heads*value_dim].
-  kernels::TensorView q_up;  // [heads*(nope_dim + rope_dim), q_rank or dim]
+  // Latent attention: wq makes the queries' latent [q_rank, dim] (none where q_rank is 0), wk the
+  // keys' one and the shared part [kv_rank + rope_dim, dim], q_norm and k_norm are those of the
+  // latents, there is no wv, and wo is [dim, heads*value_dim].
+  kernels::TensorView q_up;                   // [heads*(nope_dim + rope_dim), q_rank or dim]
   std::vector<kernels::TensorView> key_up;    // [heads], each [kv_rank, nope_dim]
   std::vector<kernels::TensorView> value_up;  // [heads], each [value_dim, kv_rank]
   kernels::TensorView sinks;  // [heads] f32
@@ -167,7 +169,7 @@ struct LayerWeights {
   kernels::TensorView post_mlp_norm;  // [dim] on the MLP branch's output
   kernels::TensorView router;         // [experts, dim]
   kernels::TensorView router_bias;    // [experts]
-  kernels::TensorView selection_bias; // [experts]: see MoeParams
+  kernels::TensorView selection_bias;  // [experts]: see MoeParams
   // Per expert: gate rows [ffn, dim], up rows [ffn, dim] (de-interleaved by the family), down.
   std::vector<kernels::TensorView> expert_gate, expert_up, expert_down;
   kernels::TensorView expert_gate_up_bias;  // [experts, 2*ffn] gate part first

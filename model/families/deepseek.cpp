@@ -1,8 +1,8 @@
 // DeepSeek-V2 and V3 (and what has their configuration: V2-Lite, R1, Moonlight): multi-head latent
-// attention, YaRN whose mscale_all_dim sharpens the softmax, layers of a mixture of experts with shared
-// ones behind the first dense layers. V2 routes by softmax, V3 by sigmoid with a bias that only chooses,
-// both within the best groups of experts. Layers that predict further tokens are not read.
-// Sources: arXiv 2405.04434, arXiv 2412.19437 and the checkpoints' configurations.
+// attention, YaRN whose mscale_all_dim sharpens the softmax, layers of a mixture of experts with
+// shared ones behind the first dense layers. V2 routes by softmax, V3 by sigmoid with a bias that
+// only chooses, both within the best groups of experts. Layers that predict further tokens are not
+// read. Sources: arXiv 2405.04434, arXiv 2412.19437 and the checkpoints' configurations.
 #include <cmath>
 #include <cstring>
 
@@ -37,8 +37,8 @@ absl::StatusOr<LatentAttention> ReadLatent(const ConfigReader& config) {
   return latent;
 }
 
-// 1 / sqrt(channels of a query), times the square of YaRN's mscale where the checkpoint has one for all
-// channels.
+// 1 / sqrt(channels of a query), times the square of YaRN's mscale where the checkpoint has one for
+// all channels.
 float SoftmaxScale(const LatentAttention& latent, const RopeConfig& rope) {
   double scale = 1.0 / std::sqrt(static_cast<double>(latent.nope_dim + latent.rope_dim));
   if (rope.scaling == RopeScaling::kYarn && rope.factor > 1.0) {
@@ -75,9 +75,8 @@ absl::Status ReadGroups(const ConfigReader& config, int32_t best, MlpSpec* mlp) 
                                              mlp->num_experts / count, " experts; ", best,
                                              " or more are needed"));
   }
-  mlp->groups = {.count = static_cast<int32_t>(count),
-                 .chosen = static_cast<int32_t>(chosen),
-                 .best = best};
+  mlp->groups = {
+      .count = static_cast<int32_t>(count), .chosen = static_cast<int32_t>(chosen), .best = best};
   return absl::OkStatus();
 }
 
@@ -183,8 +182,8 @@ absl::Status BindAttention(const TensorNames& names, int32_t index, BiasRule bia
     w.key_up.push_back(Transposed(RowRange(up, h * head_rows, latent.nope_dim), binder));
     w.value_up.push_back(RowRange(up, h * head_rows + latent.nope_dim, latent.value_dim));
   }
-  ASSIGN_OR_RETURN(w.wo, binder->Matrix(attention + "o_proj.weight", spec->dim,
-                                        heads * latent.value_dim));
+  ASSIGN_OR_RETURN(
+      w.wo, binder->Matrix(attention + "o_proj.weight", spec->dim, heads * latent.value_dim));
   ASSIGN_OR_RETURN(w.bo, BindBias(attention + "o_proj", spec->dim, bias, binder));
   return absl::OkStatus();
 }

@@ -461,7 +461,8 @@ TEST_P(ElementwiseTest, MoeChoosesInTheBestGroupsBySigmoidAndBias) {
           double all = 0.0;
           for (int64_t e = 0; e < experts; ++e) all += std::exp(double{l[e]});
           for (int64_t e = 0; e < experts; ++e) {
-            weight[e] = sigmoid ? 1.0 / (1.0 + std::exp(-double{l[e]})) : std::exp(double{l[e]}) / all;
+            weight[e] =
+                sigmoid ? 1.0 / (1.0 + std::exp(-double{l[e]})) : std::exp(double{l[e]}) / all;
             by[e] = weight[e] + (biased ? bias[e] : 0.0f);
             if (r == 0 && !biased) by[e] = 0.0;
           }

@@ -136,15 +136,16 @@ TEST(KvCache, DecommittedPagesReadAsZerosAndOthersStay) {
 }
 
 TEST(KvCache, ALatentIsStoredOnce) {
-  CacheGroup group = {.name = "full", .layers = {0, 1}, .num_kv_heads = 1, .head_dim = 576, .latent = true};
+  CacheGroup group = {
+      .name = "full", .layers = {0, 1}, .num_kv_heads = 1, .head_dim = 576, .latent = true};
   constexpr auto kType = kernels::KvDType::kBF16;
   EXPECT_EQ(LayerPageBytes(group, kType), 64 * 576 * 2);
   group.summaries = true;
   EXPECT_EQ(LayerPageBytes(group, kType), (64 + 3) * 576 * 2);
   group.page_bytes = 2 * LayerPageBytes(group, kType);
   const auto backend = *kernels::MakeBackend(kernels::BackendKind::kReference, {});
-  const auto cache =
-      *KvCache::Create(backend.get(), {group}, {.dtype = kType, .budget_bytes = 10 * group.page_bytes});
+  const auto cache = *KvCache::Create(backend.get(), {group},
+                                      {.dtype = kType, .budget_bytes = 10 * group.page_bytes});
   const kernels::PagedKv view = cache->View(0, 1);
   EXPECT_EQ(view.k, view.v);
   EXPECT_EQ(static_cast<char*>(view.summaries) - static_cast<char*>(view.k), 64 * 576 * 2);

@@ -16,10 +16,28 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kFolders[] = {
-    "cohere2", "deepseek_v2", "deepseek_v3", "gemma2",  "gemma3", "gpt_oss", "gpt_oss_mxfp4", "llama", "llama4", "minicpm",
-    "mistral", "moba",    "olmo2",  "olmo3",   "phi3_longrope", "phi3",  "qwen2",  "qwen3",
-    "qwen2_dual_chunk", "embeddinggemma", "modernbert_classifier", "modernbert_multi_label"};
+constexpr const char* kFolders[] = {"cohere2",
+                                    "deepseek_v2",
+                                    "deepseek_v3",
+                                    "gemma2",
+                                    "gemma3",
+                                    "gpt_oss",
+                                    "gpt_oss_mxfp4",
+                                    "llama",
+                                    "llama4",
+                                    "minicpm",
+                                    "mistral",
+                                    "moba",
+                                    "olmo2",
+                                    "olmo3",
+                                    "phi3_longrope",
+                                    "phi3",
+                                    "qwen2",
+                                    "qwen3",
+                                    "qwen2_dual_chunk",
+                                    "embeddinggemma",
+                                    "modernbert_classifier",
+                                    "modernbert_multi_label"};
 
 // What the forward pass takes for granted.
 void ExpectSound(const ModelSpec& spec) {

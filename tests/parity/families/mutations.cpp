@@ -214,8 +214,8 @@ void AddMlp(const ModelSpec& spec, std::vector<Mutation>* out) {
   }));
   const MlpSpec& mlp = spec.layers.back().mlp;
   if (mlp.groups.chosen < mlp.groups.count) {
-    out->push_back(
-        Layers("all groups of experts", [](LayerSpec* l) { l->mlp.groups.chosen = l->mlp.groups.count; }));
+    out->push_back(Layers("all groups of experts",
+                          [](LayerSpec* l) { l->mlp.groups.chosen = l->mlp.groups.count; }));
   }
   if (mlp.groups.best == 2) {
     out->push_back(
@@ -228,7 +228,8 @@ void AddMlp(const ModelSpec& spec, std::vector<Mutation>* out) {
   if (mlp.scoring == kernels::ExpertScoring::kSigmoid) {
     out->push_back(
         Layers("selection bias dropped", [](LayerSpec* l) { l->weights.selection_bias = {}; }));
-    out->push_back(Layers("weights not normalised", [](LayerSpec* l) { l->mlp.renormalize = false; }));
+    out->push_back(
+        Layers("weights not normalised", [](LayerSpec* l) { l->mlp.renormalize = false; }));
   }
   if (AnyLayer(spec, [](const LayerSpec& l) { return l.mlp.shared_ffn_dim > 0; })) {
     out->push_back(Layers("shared expert dropped", [](LayerSpec* l) {
