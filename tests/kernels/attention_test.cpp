@@ -123,7 +123,7 @@ TEST_P(AttentionTest, KeysMayBeTheValues) {
     // The widest that DeepSeek has, where the backend takes it.
     c.dim = std::string(GetParam()) == "cuda" ? 288 : 576;
     c.dtype = dtype;
-    c.scale = 0.05f;
+    c.scale = 0.7f / std::sqrt(static_cast<float>(c.dim));
     c.edges = {EdgeRule{}};
     AddSequence(c, 64 * RandomInt(1, 3) + RandomInt(-1, 1), RandomInt(1, 33));
     AddSequence(c, RandomInt(1, 200), 1);
@@ -134,7 +134,8 @@ TEST_P(AttentionTest, KeysMayBeTheValues) {
     for (CaseSequence& s : c.sequences) s.v = s.k;
     c.paged.v = c.paged.k;
     SCOPED_TRACE(KvDTypeName(dtype));
-    ExpectNear(c, Attend(c, *backend_), NaiveAttention(c), Tolerance(c));
+    // Keys deviate twice as far as the values that the tolerance is for.
+    ExpectNear(c, Attend(c, *backend_), NaiveAttention(c), 2 * Tolerance(c));
   }
 }
 
