@@ -61,6 +61,12 @@ struct Request {
   }
 };
 
+// How far off scores by means may be: summaries in 16 bits round the mean.
+double MeanSlack(KvDType dtype) {
+  if (dtype == KvDType::kBF16) return 0.05;
+  return dtype == KvDType::kF16 || dtype == KvDType::kFp8 ? 0.006 : 1e-4;
+}
+
 class SelectionTest : public SeededTest, public testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
@@ -577,11 +583,7 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
                  << c.dim << " dtype " << KvDTypeName(c.dtype) << " sinks " << r.sink_pages
                  << " recent " << r.recent_pages << " score " << static_cast<int>(r.score));
     ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
-    // Summaries in 16 bits round the mean.
-    const double slack = r.score == PageScore::kBound                           ? 1e-4
-                         : c.dtype == KvDType::kBF16                            ? 0.05
-                         : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
-                                                                                : 1e-4;
+    const double slack = r.score == PageScore::kBound ? 1e-4 : MeanSlack(c.dtype);
     for (int32_t h = 0; h < r.num_lists(c); ++h) {
       for (size_t t = 0; t < r.tiles.size(); ++t) {
         const QueryTile& tile = r.tiles[t];
@@ -649,9 +651,7 @@ TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
     r.q = Normal(r.rows * c.q_heads * c.dim);
     Layout(c, r);
     ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
-    const double slack = c.dtype == KvDType::kBF16                              ? 0.05
-                         : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
-                                                                                : 1e-4;
+    const double slack = MeanSlack(c.dtype);
     const int32_t group = c.q_heads / c.kv_heads;
     const bool per_kv = r.list_heads == ListHeads::kPerKvHead;
     for (int32_t h = 0; h < r.num_lists(c); ++h) {
@@ -724,9 +724,7 @@ TEST_P(SelectionTest, TakesWholeBlocksByTheirMeanKeys) {
     r.q = Normal(r.rows * c.q_heads * c.dim);
     Layout(c, r);
     ASSERT_LS_OK(backend_->SelectPages(ParamsOf(c, r)));
-    const double slack = c.dtype == KvDType::kBF16                              ? 0.05
-                         : c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8 ? 0.006
-                                                                                : 1e-4;
+    const double slack = MeanSlack(c.dtype);
     for (int32_t h = 0; h < c.q_heads; ++h) {
       for (size_t t = 0; t < r.tiles.size(); ++t) {
         const std::vector<int32_t> list = r.List(h, t);
