@@ -20,6 +20,7 @@ PatternOr MakeFixed(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockSparse(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBigBird(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeLocalStride(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeVariable(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeQuest(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeBlockTopK(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeXAttention(const PatternPolicy& policy, const PatternContext& context);

@@ -19,6 +19,8 @@ const std::vector<PatternFactory>& PatternRegistry() {
        MakeBigBird},
       {"local_stride", "blocks: the last, and every `vert_stride`-th, by head (Phi-3-small)",
        MakeLocalStride},
+      {"variable", "windows of blocks of several sizes, and global blocks (DeepSpeed)",
+       MakeVariable},
       {"quest", "prompts dense; generated tokens read the pages that may hold the largest scores",
        MakeQuest},
       {"block_topk", "the pages whose mean key suits the mean of the queries' tile best",

@@ -339,6 +339,8 @@ std::vector<std::pair<const char*, std::string>> Policies() {
       {"dilated", only(R"("dilated", "window": 12, "dilation": 5, "global_tokens": 6)")},
       {"bigbird", only(R"("bigbird", "block": 16, "window_blocks": 2)")},
       {"local_stride", only(R"("local_stride", "block": 16, "local_blocks": 2, "vert_stride": 4)")},
+      {"variable",
+       only(R"("variable", "local_window_blocks": [1, 3, 2], "global_block_indices": [0, 3])")},
       {"fixed", only(R"("fixed", "block": 16, "local_ctx": 64, "num_verts": 4)")},
       {"fixed_shared", only(R"("fixed", "block": 32, "local_ctx": 96, "num_verts": 1)")},
       {"block_sparse", only(StrCat(R"("block_sparse", "block": 16, "rows": )", BandMask()))},

@@ -18,6 +18,8 @@ using ::testing::HasSubstr;
 constexpr int32_t kHeads = 8;
 constexpr int32_t kMaxPositions = 4096;
 
+using Ints = std::vector<int64_t>;
+
 PatternContext Context() {
   return {.heads = {0, kHeads},
           .num_query_heads = kHeads,
@@ -94,6 +96,14 @@ std::vector<Case> AllCases() {
       {"local_stride_some_heads",
        Policy("local_stride", {{"block", 16}, {"local_blocks", 2}}),
        {3, 2}},
+      {"variable", Policy("variable", {})},
+      {"variable_wide", Policy("variable", {{"block", 32},
+                                            {"local_window_blocks", Ints{1, 7, 3}},
+                                            {"global_block_indices", Ints{2, 9, 30}},
+                                            {"global_block_end_indices", Ints{4, 10, 37}}})},
+      {"variable_windows_alone",
+       Policy("variable", {{"local_window_blocks", Ints{5}}, {"global_block_indices", Ints{}}})},
+      {"variable_some_heads", Policy("variable", {{"block", 64}}), {3, 2}},
       {"fixed_paper", Policy("fixed", {})},
       {"fixed_one", Policy("fixed", {{"block", 16}, {"local_ctx", 96}, {"num_verts", 1}})},
       {"fixed_wide",
@@ -411,6 +421,78 @@ TEST(LocalStride, IsPhi3SmallsMask) {
   }
 }
 
+// The layouts of DeepSpeed's configurations (sparsity_config.py), unidirectional, filled in as it
+// fills them.
+TEST(Variable, IsDeepSpeedsLayout) {
+  constexpr int64_t kBlocks = 50;
+  const Ints windows = {1, 7, 3}, begins = {2, 9, 30}, ends = {4, 10, 37};
+  for (const bool ranges : {false, true}) {
+    std::vector<std::vector<bool>> layout(kBlocks, std::vector<bool>(kBlocks, false));
+    int64_t start = 0, size = 0;
+    const auto window = [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < std::min(end, kBlocks); ++row) {
+        for (int64_t column = begin; column <= row; ++column)
+          layout[static_cast<size_t>(row)][static_cast<size_t>(column)] = true;
+      }
+    };
+    for (const int64_t w : windows) {
+      window(start, start + w);
+      start += w;
+      size = w;
+    }
+    for (; start < kBlocks; start += size) window(start, start + size);
+    for (size_t g = 0; g < begins.size(); ++g) {
+      const int64_t end = ranges ? ends[g] : begins[g] + 1;
+      for (int64_t row = begins[g]; row < kBlocks; ++row) {
+        for (int64_t column = begins[g]; column < end; ++column)
+          layout[static_cast<size_t>(row)][static_cast<size_t>(column)] = true;
+      }
+    }
+    PatternPolicy policy =
+        Policy("variable", {{"local_window_blocks", windows}, {"global_block_indices", begins}});
+    if (ranges) policy.params["global_block_end_indices"] = ends;
+    const auto pattern = Make({"v", policy});
+    for (int64_t row = 0; row < kBlocks; ++row) {
+      for (int64_t column = 0; column <= row; ++column) {
+        ASSERT_EQ(pattern->Visible(0, row * 16 + 15, column * 16),
+                  layout[static_cast<size_t>(row)][static_cast<size_t>(column)])
+            << ranges << " " << row << " " << column;
+      }
+    }
+  }
+}
+
+TEST(Fixed, IsDeepSpeedsLayout) {
+  constexpr int64_t kBlocks = 45, kLocal = 8, kGlobal = 2, kPatterns = 4;
+  const auto pattern = Make({"f", Policy("fixed", {{"block", 16},
+                                                   {"local_ctx", 16 * kLocal},
+                                                   {"num_verts", kPatterns},
+                                                   {"vertsize", kGlobal}})});
+  for (int32_t head = 0; head < kHeads; ++head) {
+    std::vector<std::vector<bool>> layout(kBlocks, std::vector<bool>(kBlocks, false));
+    for (int64_t i = 0; i < kBlocks; i += kLocal) {
+      for (int64_t row = i; row < std::min(i + kLocal, kBlocks); ++row) {
+        for (int64_t column = i; column <= row; ++column)
+          layout[static_cast<size_t>(row)][static_cast<size_t>(column)] = true;
+      }
+    }
+    const int64_t end = kBlocks - kBlocks % kLocal;
+    for (int64_t i = kLocal - (1 + head % kPatterns) * kGlobal; i < end; i += kLocal) {
+      for (int64_t row = i; row < kBlocks; ++row) {
+        for (int64_t column = i; column < i + kGlobal; ++column)
+          layout[static_cast<size_t>(row)][static_cast<size_t>(column)] = true;
+      }
+    }
+    for (int64_t row = 0; row < kBlocks; ++row) {
+      for (int64_t column = 0; column <= row; ++column) {
+        ASSERT_EQ(pattern->Visible(head, row * 16 + 15, column * 16),
+                  layout[static_cast<size_t>(row)][static_cast<size_t>(column)])
+            << head << " " << row << " " << column;
+      }
+    }
+  }
+}
+
 TEST(BigBird, DrawsByHeadRowAndSeedAndCoversWhatLiesBetween) {
   const auto blocks = [](const SparsePattern& pattern, int32_t head, int64_t row) {
     std::vector<int64_t> read;
@@ -476,6 +558,22 @@ TEST(Registry, RefusesUnknownPatternsAndParameters) {
   EXPECT_THAT(ErrorOf(Policy("bigbird", {{"window_blocks", 0}})), HasSubstr("allowed are 1 to"));
   EXPECT_THAT(ErrorOf(Policy("bigbird", {{"random", 4}})), HasSubstr("'random'"));
   EXPECT_THAT(ErrorOf(Policy("local_stride", {{"vert_stride", 0}})), HasSubstr("allowed are 1 to"));
+}
+
+TEST(Registry, RefusesVariableLayoutsThatDoNotAddUp) {
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"block", 8}})), HasSubstr("allowed are 16 to 128"));
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"local_window_blocks", Ints{}}})),
+              HasSubstr("names 0 windows"));
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"local_window_blocks", Ints{4, 0}}})),
+              HasSubstr("holds 0; allowed are 1 to"));
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"global_block_indices", Ints{3, 3}}})),
+              HasSubstr("ascending"));
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"global_block_indices", Ints{3}},
+                                          {"global_block_end_indices", Ints{3}}})),
+              HasSubstr("are none"));
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"global_block_end_indices", Ints{3, 5}}})),
+              HasSubstr("2 ends of 1"));
+  EXPECT_THAT(ErrorOf(Policy("variable", {{"local_windows", 4}})), HasSubstr("'local_windows'"));
 }
 
 TEST(Registry, RefusesFixedLayoutsThatDoNotAddUp) {
