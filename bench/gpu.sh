@@ -98,7 +98,8 @@ declare -A sanitized=(
   [attention]='attention_gpu_check|window 100'
   [products]='cuda_product_tests|--gtest_filter=*BiasAccumulation*:*PartsOfSeveralTypes*:*WideTiles*'
   [experts]='cuda_product_tests|--gtest_filter=*MoeGpuTest*:-*MatchesTheReference*'
-  [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda'
+  [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda:-*TakesTheShare*'
+  [shares]='kernels_tests|--gtest_filter=*SelectionTest.TakesTheShare*cuda'
   [sampling]='sampling_test|--gtest_filter=*DeviceSampling*OfFew:*DeviceSampling*Refuses*'
   [portable]='env|LONGSTRIDE_TEST_KERNELS=portable|kernels_tests|--gtest_filter=*AttentionTest*cuda')
 
@@ -125,8 +126,17 @@ part_sanitize() {
 
 part_attention() {
   local log=$logs/attention.txt
-  limited 200 "$log" "$bin/attention_gpu_check" || say "attention_gpu_check: status $?"
-  say "attention_gpu_check: $(grep -c '^ok' "$log" || true) ok, $(grep -c '^FAIL' "$log" || true) failed"
+  local kernels
+  jobs=$(mktemp -d)
+  for kernels in fast portable; do
+    together "$kernels" 300 "$bin/attention_gpu_check" "" "$kernels"
+  done
+  wait
+  for kernels in fast portable; do
+    say "attention_gpu_check, $kernels: $(grep -c '^ok' "$jobs/$kernels" || true) ok," \
+      "$(grep -c '^FAIL' "$jobs/$kernels" || true) failed, $(cat "$jobs/$kernels.status")"
+    cat "$jobs/$kernels" >>"$log"
+  done
   limited 240 "$log" python3 bench/cuda/attention_bench.py "$bin/libattention.so" \
     ${ATTENTION_ARGS:-} || say "attention_bench: status $?"
   sed -n '/^\$ python3/,$p' "$log" | sed -n '/^$/,$p' >>"$logs/summary.txt"
