@@ -1,10 +1,13 @@
-// Computes SelectPages (op_params.h) in three launches: the mean query of each tile (where tiles have
-// more than one row), the score of every candidate page, and the best of them as an ascending list.
+// Computes SelectPages (op_params.h) in three launches: the mean query of each tile (where tiles
+// have more than one row), the score of every candidate page, and the best of them as an ascending
+// list.
 //
-// Scores: a warp for each page, its lanes over the channels, all query heads of the list at once; bound
-// by the summaries' bytes. Lists: a block for each; the threshold score comes from a radix selection of
-// 8 bits at a time over the scores as ordered integers (2 bits where the threads hold all in registers),
-// then what is above it and the first of what equals it are written in page order. The order of no reduction depends on the grid. Arch: any.
+// Scores: products of the tensor cores where they can be (product_scores.cu), else a warp for each
+// page, its lanes over the channels, all query heads of the list at once. Lists: a block for each;
+// the threshold score comes from a radix selection of 8 bits at a time over the scores as ordered
+// integers (2 bits where the threads hold all in registers), then what is above it and the first of
+// what equals it are written in page order. The order of no reduction depends on the grid. Arch:
+// any.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -294,18 +297,14 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
     if (error != cudaSuccess) return error;
     return LaunchOverlapped(ListKernel, dim3(tiles, lists), kListThreads, 0, stream, s);
   }
-  switch (p.cache.dtype) {
-    case KvDType::kF16:
-    case KvDType::kFp8:
-      error = LaunchScores<__half>(s, blocks, shared, stream);
-      break;
-    case KvDType::kBF16:
-      error = LaunchScores<__nv_bfloat16>(s, blocks, shared, stream);
-      break;
-    case KvDType::kF32:
-    case KvDType::kQ8:
-      error = LaunchScores<float>(s, blocks, shared, stream);
-      break;
+  if (ScoresByProducts(p)) {
+    error = LaunchProductScores(p, launch, stream);
+  } else if (p.cache.dtype == KvDType::kF32 || p.cache.dtype == KvDType::kQ8) {
+    error = LaunchScores<float>(s, blocks, shared, stream);
+  } else if (p.cache.dtype == KvDType::kBF16) {
+    error = LaunchScores<__nv_bfloat16>(s, blocks, shared, stream);
+  } else {
+    error = LaunchScores<__half>(s, blocks, shared, stream);
   }
   if (error != cudaSuccess) return error;
   if (p.block_pages > 1) {

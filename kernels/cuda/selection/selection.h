@@ -37,4 +37,10 @@ cudaError_t LaunchSelectPages(const SelectPagesParams& p, const SelectLaunch& la
 cudaError_t LaunchCompressedScores(const SelectPagesParams& p, const SelectLaunch& launch,
                                    cudaStream_t stream);
 
+// Scores of kBound and kMean, for LaunchSelectPages, where ScoresByProducts: summaries of 16 bits
+// on multiples of 16 bytes, head_dim a multiple of 32 and at most 256.
+bool ScoresByProducts(const SelectPagesParams& p);
+cudaError_t LaunchProductScores(const SelectPagesParams& p, const SelectLaunch& launch,
+                                cudaStream_t stream);
+
 }  // namespace longstride::kernels::cuda
