@@ -39,11 +39,12 @@ std::string Ranges(const std::vector<int32_t>& ascending) {
 }
 
 // The rung's plan and density from its text.
-absl::Status Resolve(const Model& model, int32_t window_tokens, Rung* rung) {
+absl::Status Resolve(const Model& model, int32_t window_tokens, NumericsClass numerics,
+                     Rung* rung) {
   ASSIGN_OR_RETURN(const SparsityPolicy policy, SparsityPolicy::Parse(rung->plan_text));
   ASSIGN_OR_RETURN(rung->plan, SparsityPlan::Resolve(policy, model.spec(), model.options().kv_dtype,
                                                      model.max_context()));
-  rung->density = rung->plan.Density(window_tokens - 1);
+  rung->density = rung->plan.Density(window_tokens - 1, numerics);
   return absl::OkStatus();
 }
 
@@ -112,21 +113,27 @@ class Search {
       std::string name, parameters, description;
     };
     std::vector<Choice> choices;
-    for (const int32_t part : {2, 4, 8}) {
-      choices.push_back(
-          {StrCat("block_topk_1_of_", part),
-           StrCat(R"("pattern": "block_topk", "fraction": )", 1.0 / part, R"(, "sink_pages": 1)"),
-           StrCat("block_topk 1/", part)});
-    }
-    for (const int32_t percent : {80, 90, 95}) {
-      choices.push_back({StrCat("xattention_", percent),
-                         StrCat(R"("pattern": "xattention", "threshold": 0.)", percent),
-                         StrCat("xattention 0.", percent)});
+    const auto fraction = [&](const std::string& name, int32_t part) {
+      choices.push_back({StrCat(name, "_1_of_", part),
+                         StrCat(R"("pattern": ")", name, R"(", "fraction": )", 1.0 / part,
+                                R"(, "sink_pages": 1)"),
+                         StrCat(name, " 1/", part)});
+    };
+    for (const int32_t part : {2, 4, 8}) fraction("block_topk", part);
+    if (options_.numerics == NumericsClass::kGenerated) {
+      for (const int32_t part : {2, 4, 8, 16}) fraction("quest", part);
+    } else {
+      for (const int32_t percent : {80, 90, 95}) {
+        choices.push_back({StrCat("xattention_", percent),
+                           StrCat(R"("pattern": "xattention", "threshold": 0.)", percent),
+                           StrCat("xattention 0.", percent)});
+      }
     }
     std::vector<Rung> rungs;
     for (const Choice& c : choices) {
-      ASSIGN_OR_RETURN(Rung rung, MakeChoosingRung(*model_, full_, c.name, c.parameters,
-                                                   c.description, options_.window_tokens));
+      ASSIGN_OR_RETURN(Rung rung,
+                       MakeChoosingRung(*model_, full_, c.name, c.parameters, c.description,
+                                        options_.window_tokens, options_.numerics));
       rungs.push_back(std::move(rung));
     }
     std::vector<Verdict> verdicts;
@@ -212,7 +219,7 @@ class Search {
       std::vector<Comparison> comparisons;
       for (const Rung& rung : part) {
         ASSIGN_OR_RETURN(auto lane, Lane::Create(model_, rung.plan, options_.lane));
-        comparisons.push_back({.lane = lane.get()});
+        comparisons.push_back({.lane = lane.get(), .numerics = options_.numerics});
         lanes.push_back(std::move(lane));
       }
       ComparisonOptions comparison{.seed = options_.bootstrap.seed};
@@ -302,20 +309,22 @@ absl::StatusOr<Rung> MakeRung(const Model& model, std::vector<int32_t> layers, i
   if (windowed < full_layers) StrAppend(&rung.description, ", ", full_layers - windowed, " full");
   rung.window = window;
   rung.windowed_layers = std::move(layers);
-  RETURN_IF_ERROR(Resolve(model, window_tokens, &rung));
+  // A window is the same for both classes.
+  RETURN_IF_ERROR(Resolve(model, window_tokens, NumericsClass::kPrompt, &rung));
   return rung;
 }
 
 absl::StatusOr<Rung> MakeChoosingRung(const Model& model, const std::vector<int32_t>& layers,
                                       const std::string& name, const std::string& parameters,
-                                      const std::string& description, int32_t window_tokens) {
+                                      const std::string& description, int32_t window_tokens,
+                                      NumericsClass numerics) {
   Rung rung;
   rung.plan_text = StrCat(R"({"name": ")", name, "_on_", layers.size(),
                           R"(", "default": {"pattern": "native"}, "layers": [{"layers": ")",
                           Ranges(layers), R"(", )", parameters, "}]}");
   rung.description =
       StrCat(description, " on ", layers.size(), layers.size() == 1 ? " layer" : " layers");
-  RETURN_IF_ERROR(Resolve(model, window_tokens, &rung));
+  RETURN_IF_ERROR(Resolve(model, window_tokens, numerics, &rung));
   return rung;
 }
 

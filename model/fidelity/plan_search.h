@@ -1,16 +1,19 @@
 // Finds the cheapest plan of a fixed ladder that keeps a target of fidelity (docs/fidelity.md).
 //
-// The ladder: on the layers that the checkpoint leaves full, a window with four sink tokens, of every
-// power of two from 64 up to half the text's windows (uniform rungs); patterns that choose pages by the
-// queries, for prompts (choosing rungs: `block_topk` of a half to an eighth of the pages, `xattention` of
-// 80, 90 and 95% of the attention); and, for each of the windows, the same with a quarter or half of
-// these layers left full, those that lose most attention mass first (relaxed rungs). A rung's cost is
-// the share of the keys that it read of the text that it was judged on.
+// The ladder: on the layers that the checkpoint leaves full, a window with four sink tokens, of
+// every power of two from 64 up to half the text's windows (uniform rungs); patterns that choose
+// pages by the queries (choosing rungs: `block_topk` of a half to an eighth of the pages,
+// `xattention` of 80, 90 and 95% of the attention; where the text counts as generated, `quest` of a
+// half to a sixteenth in the place of `xattention`, which chooses for prompts alone); and, for each
+// of the windows, the same with a quarter or half of these layers left full, those that lose most
+// attention mass first (relaxed rungs). A rung's cost is the share of the keys that it read of the
+// text that it was judged on.
 //
 // The search judges rungs on one half of the text windows: all uniform and choosing rungs, then the
-// relaxed rungs whose density at the end of a window is below that of the cheapest uniform rung that
-// holds, from the dearest down, six at a time, until six in a row miss. Those that hold and read less than
-// the baseline are then checked from the cheapest up on the other half, until one holds there as well.
+// relaxed rungs whose density at the end of a window is below that of the cheapest uniform rung
+// that holds, from the dearest down, six at a time, until six in a row miss. Those that hold and
+// read less than the baseline are then checked from the cheapest up on the other half, until one
+// holds there as well.
 #pragma once
 
 #include <cstdint>
@@ -57,11 +60,14 @@ absl::StatusOr<Rung> MakeRung(const Model& model, std::vector<int32_t> layers, i
 // `"pattern": "block_topk", "fraction": 0.25`.
 absl::StatusOr<Rung> MakeChoosingRung(const Model& model, const std::vector<int32_t>& layers,
                                       const std::string& name, const std::string& parameters,
-                                      const std::string& description, int32_t window_tokens);
+                                      const std::string& description, int32_t window_tokens,
+                                      NumericsClass numerics = NumericsClass::kPrompt);
 
 struct SearchOptions {
   LaneOptions lane;
   int32_t window_tokens = 0;
+  // What the rungs read the text as: a prompt, or tokens that they generated.
+  NumericsClass numerics = NumericsClass::kPrompt;
   BootstrapOptions bootstrap;
   std::function<void(const std::string& stage, int64_t tokens, int64_t total)> progress;
 };

@@ -63,11 +63,6 @@ absl::Status ReadLengths(const Invocation& invocation, FidelityQuestion* questio
   question->seed = static_cast<uint64_t>(seed);
   question->tasks = !invocation.Has("--no-tasks");
   question->generated = invocation.Has("--generated");
-  if (question->generated && !invocation.Has("--plan")) {
-    return absl::InvalidArgumentError(
-        "--generated goes with --plan: the plans that --target tries read the same keys either "
-        "way.");
-  }
   if (!invocation.Has("--task-lengths")) return absl::OkStatus();
   const std::string text = invocation.Text("--task-lengths", "");
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
@@ -133,31 +128,32 @@ Command FidelityCommand() {
       .name = "fidelity",
       .arguments = "MODEL --data FILE [FILE...] (--plan PLAN | --target CONDITIONS)",
       .summary = "measures what a sparsity plan does to a model's answers, or searches one",
-      .flags = {{"--plan", "PLAN",
-                 "A plan file or a built-in profile, compared with the checkpoint's own."},
-                {"--target", "CONDITIONS",
-                 "Search the cheapest plan that keeps these, as in \"kl<=0.02,top1>=0.98\"; also "
-                 "ppl<=RATIO."},
-                {"--write-plan", "FILE",
-                 "Write the plan found, with the JSON report's digest in it."},
-                {"--data", "FILE", "Text to measure on; further files may follow."},
-                {"--json", "FILE", "Write the report as JSON (docs/fidelity_report.schema.json)."},
-                {"--html", "FILE", "Write the report as one page."},
-                {"--window-tokens", "N",
-                 "Length of the sequences the text is cut into (default: 2048)."},
-                {"--max-tokens", "N",
-                 "Text to compute per plan (default: 16384, or eight windows if that is more)."},
-                {"--scale-model", "FILE",
-                 "Another quantisation of the same model, to put the divergence on a scale."},
-                {"--task-lengths", "N,N",
-                 "Lengths of the tasks' contexts (default: half a window and a window)."},
-                {"--task-contexts", "N", "Contexts per task and length (default: 4)."},
-                {"--generated", "",
-                 "Give the plan the text as tokens that it generated, not as a prompt."},
-                {"--no-tasks", "", "Leave the tasks out."},
-                {"--mass-rows", "N",
-                 "Queries per window and head whose attention mass is measured (default: 8)."},
-                {"--seed", "N", "Of samples, tasks and intervals (default: 1)."}},
+      .flags =
+          {{"--plan", "PLAN",
+            "A plan file or a built-in profile, compared with the checkpoint's own."},
+           {"--target", "CONDITIONS",
+            "Search the cheapest plan that keeps these, as in \"kl<=0.02,top1>=0.98\"; also "
+            "ppl<=RATIO."},
+           {"--write-plan", "FILE", "Write the plan found, with the JSON report's digest in it."},
+           {"--data", "FILE", "Text to measure on; further files may follow."},
+           {"--json", "FILE", "Write the report as JSON (docs/fidelity_report.schema.json)."},
+           {"--html", "FILE", "Write the report as one page."},
+           {"--window-tokens", "N",
+            "Length of the sequences the text is cut into (default: 2048)."},
+           {"--max-tokens", "N",
+            "Text to compute per plan (default: 16384, or eight windows if that is more)."},
+           {"--scale-model", "FILE",
+            "Another quantisation of the same model, to put the divergence on a scale."},
+           {"--task-lengths", "N,N",
+            "Lengths of the tasks' contexts (default: half a window and a window)."},
+           {"--task-contexts", "N", "Contexts per task and length (default: 4)."},
+           {"--generated", "",
+            "Give the plan the text as tokens that it generated, not as a prompt; with --target "
+            "the search tries quest too."},
+           {"--no-tasks", "", "Leave the tasks out."},
+           {"--mass-rows", "N",
+            "Queries per window and head whose attention mass is measured (default: 8)."},
+           {"--seed", "N", "Of samples, tasks and intervals (default: 1)."}},
       .first_is_model = true,
       .max_plain = kMaxDataFiles,
       .run = &Fidelity};

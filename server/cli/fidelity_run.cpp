@@ -127,6 +127,11 @@ class Runner {
     return Lane::Create(model_.get(), std::move(plan), OptionsOf(dtype));
   }
 
+  // What plans read the text as.
+  model::NumericsClass Numerics() const {
+    return question_.generated ? model::NumericsClass::kGenerated : model::NumericsClass::kPrompt;
+  }
+
   absl::Status CutText() {
     ASSIGN_OR_RETURN(
         model::fidelity::WindowSet set,
@@ -170,6 +175,7 @@ class Runner {
                                  .check_windows = static_cast<int64_t>(check.size())};
     model::fidelity::SearchOptions options{.lane = OptionsOf(model_->options().kv_dtype),
                                            .window_tokens = question_.window_tokens,
+                                           .numerics = Numerics(),
                                            .bootstrap = bootstrap_};
     options.progress = [this](const std::string& stage, int64_t done, int64_t total) {
       progress_.Update(stage, done, total);
@@ -219,7 +225,7 @@ class Runner {
     ASSIGN_OR_RETURN(const std::unique_ptr<Lane> noise,
                      MakeLane(native, model_->options().kv_dtype));
     std::vector<Comparison> comparisons = {{.lane = plan_lane_.get()}};
-    if (question_.generated) comparisons[0].numerics = model::NumericsClass::kGenerated;
+    comparisons[0].numerics = Numerics();
     report_.generated = question_.generated;
     std::vector<FidelityReport::Yardstick> yardsticks;
     std::unique_ptr<Lane> q8;

@@ -205,7 +205,10 @@ class FidelityTest(unittest.TestCase):
         for layer in generated["layers"]:
             self.assertLess(layer["asked_density"], 0.7)
             self.assertAlmostEqual(layer["achieved_density"], layer["asked_density"], delta=0.02)
-        self.refused(USAGE, "--plan", args=("--target", "kl<=1", "--generated"))
+        found, _ = self.report("--target", "kl<=1000", "--no-tasks", "--generated")
+        self.assertEqual(found["identity"]["text_as"], "generated")
+        self.assertTrue(any(rung["description"].startswith("quest") and rung["searched"]["kl"]["value"] > 0
+                            for rung in found["search"]["rungs"]))
 
     def calibrate(self, *args, data=("a.txt", "b.txt")):
         command = [BINARY, "calibrate-heads", self.model, "--threads", "1", *args]

@@ -1,6 +1,7 @@
 #include "model/fidelity/plan_search.h"
 
 #include <algorithm>
+#include <map>
 
 #include "gmock/gmock.h"
 #include "tests/model/fidelity/tiny_lanes.h"
@@ -9,6 +10,7 @@ namespace longstride::model::fidelity {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(TargetTest, ReadsConditions) {
   const auto target = Target::Parse("kl<=0.02, top1>=0.98,ppl<=1.01");
@@ -95,6 +97,25 @@ TEST_F(PlanSearchTest, FindsTheCheapestPlanThatHolds) {
       EXPECT_GT(rung.searched.kl.value, 0);
     }
   }
+  // Text that counts as generated: quest in the place of xattention, reading less the less it may.
+  options.numerics = NumericsClass::kGenerated;
+  result = search("kl<=0,top1>=1");
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->rungs.size(), 11u);
+  std::map<std::string, const RungResult*> quest;
+  for (const RungResult& rung : result->rungs) {
+    EXPECT_THAT(rung.rung.description, Not(HasSubstr("xattention")));
+    if (rung.rung.description.starts_with("quest")) quest[rung.rung.description] = &rung;
+  }
+  ASSERT_EQ(quest.size(), 4u);
+  const RungResult& half = *quest["quest 1/2 on 2 layers"];
+  EXPECT_NEAR(half.rung.density, 0.5, 1e-9);
+  // Two pages, the first and the own one, of up to four.
+  EXPECT_NEAR(half.keys_share, (4 * 65 * 32 + 192 * 64) / (256.0 * 257 / 2), 1e-9);
+  EXPECT_GT(half.searched.kl.value, 0);
+  options.numerics = NumericsClass::kPrompt;
+  result = search("kl<=0,top1>=1");
+  ASSERT_TRUE(result.ok()) << result.status();
   // A target between two rungs chooses one that meets it on both halves, if any does.
   std::vector<double> kl;
   for (const RungResult& rung : result->rungs) kl.push_back(rung.searched.kl.value);
