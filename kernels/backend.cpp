@@ -357,6 +357,38 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
   return DoSelectPages(Folded(p));
 }
 
+absl::Status Backend::SelectTokens(const SelectTokensParams& p) {
+  ShapeCheck check("SelectTokens", device());
+  RETURN_IF_ERROR(CheckCache(check, p.cache));
+  check.Bind("dim", p.cache.head_dim, "cache")
+      .F32("q", p.q, {"rows", "heads", "dim"})
+      .F32("weights", p.weights, {"rows", "heads"})
+      .That(p.cache.num_heads == 1, "index keys of one head", p.cache.num_heads)
+      .That(p.q.rank != 3 || p.q.strides[1] == p.q.shape[2], "heads of a row side by side",
+            p.q.strides[1])
+      .That(p.num_tiles == 0 || (p.tiles != nullptr && p.counts != nullptr &&
+                                 p.list_begin != nullptr && p.entries != nullptr &&
+                                 p.page_table.pages != nullptr),
+            "tiles, counts, lists and a page table", p.num_tiles);
+  RETURN_IF_ERROR(check.status());
+  for (int32_t t = 0; t < p.num_tiles; ++t) {
+    const QueryTile& tile = p.tiles[t];
+    RETURN_IF_ERROR(CheckTile(check, tile, t, p.q.shape[0], p.page_table));
+    if (p.counts[t] == 0) continue;
+    const int64_t tokens = CandidateTokens(tile);
+    check
+        .That(CandidatePages(tile) <= p.page_table.stride, "candidates inside the page table", t)
+        .That(p.counts[t] > 0 && p.counts[t] <= tokens, "no more entries than candidates",
+              p.counts[t])
+        .That(tile.num_rows == 1 || p.counts[t] == tokens,
+              "a tile of one row, or one that takes all its candidates", tile.num_rows)
+        .That(p.list_begin[t] >= 0 && p.list_begin[t] <= p.num_entries - p.counts[t],
+              "a list inside the entries", p.list_begin[t]);
+    RETURN_IF_ERROR(check.status());
+  }
+  return DoSelectTokens(p);
+}
+
 absl::Status Backend::GatedActivation(const GatedActivationParams& p) {
   ShapeCheck check("GatedActivation", device());
   check.Activation("gate", p.gate, {"rows", "dim"})

@@ -159,6 +159,8 @@ class Backend {
   absl::Status MergeAttention(const MergeAttentionParams& p);
   absl::Status SummarizePages(const PageSummaryParams& p);
   absl::Status SelectPages(const SelectPagesParams& p);
+  // UNIMPLEMENTED: the backend has no kernel for it.
+  absl::Status SelectTokens(const SelectTokensParams& p);
   absl::Status GatedActivation(const GatedActivationParams& p);
   absl::Status Add(const AddParams& p);
   absl::Status Softcap(const SoftcapParams& p);
@@ -182,6 +184,7 @@ class Backend {
   virtual absl::Status DoMergeAttention(const MergeAttentionParams& p) = 0;
   virtual absl::Status DoSummarizePages(const PageSummaryParams& p) = 0;
   virtual absl::Status DoSelectPages(const SelectPagesParams& p) = 0;
+  virtual absl::Status DoSelectTokens(const SelectTokensParams& p) = 0;
   virtual absl::Status DoGatedActivation(const GatedActivationParams& p) = 0;
   virtual absl::Status DoAdd(const AddParams& p) = 0;
   virtual absl::Status DoSoftcap(const SoftcapParams& p) = 0;

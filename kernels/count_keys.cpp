@@ -31,19 +31,21 @@ absl::Status ForRuns(const int32_t* entries, int32_t count, int64_t entry_tokens
   return absl::OkStatus();
 }
 
-// Lists of SelectPages hold the pages of their tile's rows and `count` in all.
+// Lists of SelectPages hold the pages of their tile's rows and `count` in all; those of SelectTokens
+// hold all that a row sees, or `count` tokens of one row.
 AttentionCounters CountMadeLists(const KvSelection& s) {
   AttentionCounters total;
+  const int64_t tokens = s.entry_tokens;
   for (int32_t h = 0; h < s.num_list_heads; ++h) {
     for (int32_t t = 0; t < s.num_tiles; ++t) {
       const QueryTile& tile = s.tiles[t];
       const int64_t count = s.list_count[int64_t{h} * s.num_tiles + t];
       if (count == 0) continue;
       const int64_t last = int64_t{tile.first_position} + tile.num_rows - 1;
-      total.keys_read += ((count - 1) * kPageTokens + last % kPageTokens + 1) * tile.num_rows;
+      total.keys_read += ((count - 1) * tokens + last % tokens + 1) * tile.num_rows;
       for (int64_t i = tile.first_position; i <= last; ++i) {
-        const int64_t pages_ahead = last / kPageTokens - i / kPageTokens;
-        total.keys_visible += (count - pages_ahead - 1) * kPageTokens + i % kPageTokens + 1;
+        const int64_t ahead = last / tokens - i / tokens;
+        total.keys_visible += (count - ahead - 1) * tokens + i % tokens + 1;
       }
     }
   }

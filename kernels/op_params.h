@@ -218,6 +218,33 @@ constexpr int64_t ForcedPages(const QueryTile& tile, int64_t sink_pages, int64_t
   return sink_pages + tail < all ? sink_pages + tail : all;
 }
 
+// Makes a selection's lists of single tokens from an indexer's queries. For the row at position i
+// with query heads h, the key at j <= i scores
+//   I(i, j) = sum_h weights[i, h] * max(0, q[i, h]·k[j])          (float32; weights may be negative)
+// List t takes counts[t] of its candidates, the keys up to its tile's last row: the best, of equals
+// the lower position; a score that is not a number is worse than every other. Tiles have one row, or
+// take all their candidates. Writes the list, ascending, to entries[list_begin[t]..]; all heads of
+// the attention that reads it share it. The result depends on the tile's row and on its sequence's
+// keys alone. Source: the lightning indexer of DeepSeek-V3.2 (github.com/deepseek-ai/
+// DeepSeek-V3.2-Exp), whose further factors are positive and the same for all keys.
+struct SelectTokensParams {
+  TensorView q = {};        // [rows, heads, dim], the heads of a row side by side
+  TensorView weights = {};  // [rows, heads]
+  PagedKv cache = {};       // index keys as keys (and values) of one KV head of `dim` channels
+  PageTable page_table = {};
+  int32_t num_tiles = 0;
+  const QueryTile* tiles = nullptr;     // [num_tiles] rows of q
+  const int32_t* counts = nullptr;      // [num_tiles]; 0: the tile gets no list
+  const int64_t* list_begin = nullptr;  // [num_tiles]
+  int32_t* entries = nullptr;           // [num_entries], in the backend's memory
+  int64_t num_entries = 0;
+};
+
+// Keys that a tile's last row sees.
+constexpr int64_t CandidateTokens(const QueryTile& tile) {
+  return int64_t{tile.first_position} + tile.num_rows;
+}
+
 // What an attention call did; the sparsity really achieved is measured from these.
 struct AttentionCounters {
   int64_t keys_visible = 0;  // (query row, query head, key) triples the selection allows

@@ -94,6 +94,7 @@ class CpuBackend : public Backend {
   absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;
   absl::Status DoSelectPages(const SelectPagesParams& p) override;
+  absl::Status DoSelectTokens(const SelectTokensParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;
   absl::Status DoAdd(const AddParams& p) override;
   absl::Status DoSoftcap(const SoftcapParams& p) override;
@@ -115,6 +116,8 @@ class CpuBackend : public Backend {
   QuantizedRows Quantize(const TensorView& x);
   absl::Status SelectByShares(const SelectPagesParams& p);
   absl::Status SelectOfTiles(const SelectPagesParams& p, int32_t first_tile, int32_t end_tile);
+  absl::Status ChooseTokens(const SelectTokensParams& p, int32_t first_tile, int32_t end_tile,
+                            int64_t num_scores);
 
   const CpuKernels& kernels_;
   ThreadPool pool_;

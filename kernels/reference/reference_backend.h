@@ -43,6 +43,7 @@ class ReferenceBackend : public Backend {
   absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;
   absl::Status DoSelectPages(const SelectPagesParams& p) override;
+  absl::Status DoSelectTokens(const SelectTokensParams& p) override;
   absl::Status DoGatedActivation(const GatedActivationParams& p) override;
   absl::Status DoAdd(const AddParams& p) override;
   absl::Status DoSoftcap(const SoftcapParams& p) override;

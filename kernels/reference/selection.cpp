@@ -7,6 +7,7 @@
 
 #include "kernels/quant.h"
 #include "kernels/reference/reference_backend.h"
+#include "kernels/reference/stored_key.h"
 #include "kernels/take_pages.h"
 
 namespace longstride::kernels {
@@ -15,26 +16,6 @@ namespace {
 DType RowType(KvDType t) {
   const bool halves = t == KvDType::kF16 || t == KvDType::kFp8;  // that hold all e4m3 values
   return halves ? DType::kF16 : t == KvDType::kBF16 ? DType::kBF16 : DType::kF32;
-}
-
-float KeyValue(const PagedKv& cache, const char* page, int32_t slot, int32_t d) {
-  const int64_t at = int64_t{slot} * cache.head_dim + d;
-  switch (cache.dtype) {
-    case KvDType::kF32:
-      return reinterpret_cast<const float*>(page)[at];
-    case KvDType::kF16:
-      return HalfToFloat(reinterpret_cast<const uint16_t*>(page)[at]);
-    case KvDType::kBF16:
-      return Bfloat16ToFloat(reinterpret_cast<const uint16_t*>(page)[at]);
-    case KvDType::kFp8:
-      return E4m3ToFloat(reinterpret_cast<const uint8_t*>(page)[at]);
-    case KvDType::kQ8: {
-      float scale;
-      std::memcpy(&scale, page + int64_t{kPageTokens} * cache.head_dim + 4 * slot, sizeof(scale));
-      return static_cast<float>(reinterpret_cast<const int8_t*>(page)[at]) * scale;
-    }
-  }
-  return 0.0f;
 }
 
 void StoreValue(KvDType dtype, char* row, int32_t d, float value) {

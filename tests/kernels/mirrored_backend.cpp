@@ -195,6 +195,15 @@ class MirroredBackend : public Backend {
     d.entries = static_cast<int32_t*>(m.Range(p.entries, 4 * p.num_entries, true));
     return m.Run([&] { return inner_->SelectPages(d); });
   }
+  absl::Status DoSelectTokens(const SelectTokensParams& p) override {
+    Mirror m(*inner_);
+    SelectTokensParams d = p;
+    d.q = m.View(p.q);
+    d.weights = m.View(p.weights);
+    d.cache = m.Cache(p.cache, false);
+    d.entries = static_cast<int32_t*>(m.Range(p.entries, 4 * p.num_entries, true));
+    return m.Run([&] { return inner_->SelectTokens(d); });
+  }
   absl::Status DoGatedActivation(const GatedActivationParams& p) override {
     Mirror m(*inner_);
     GatedActivationParams d = p;
