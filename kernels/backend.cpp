@@ -366,9 +366,9 @@ absl::Status Backend::SelectTokens(const SelectTokensParams& p) {
       .That(p.cache.num_heads == 1, "index keys of one head", p.cache.num_heads)
       .That(p.q.rank != 3 || p.q.strides[1] == p.q.shape[2], "heads of a row side by side",
             p.q.strides[1])
-      .That(p.num_tiles == 0 || (p.tiles != nullptr && p.counts != nullptr &&
-                                 p.list_begin != nullptr && p.entries != nullptr &&
-                                 p.page_table.pages != nullptr),
+      .That(p.num_tiles == 0 ||
+                (p.tiles != nullptr && p.counts != nullptr && p.list_begin != nullptr &&
+                 p.entries != nullptr && p.page_table.pages != nullptr),
             "tiles, counts, lists and a page table", p.num_tiles);
   RETURN_IF_ERROR(check.status());
   for (int32_t t = 0; t < p.num_tiles; ++t) {
@@ -376,8 +376,7 @@ absl::Status Backend::SelectTokens(const SelectTokensParams& p) {
     RETURN_IF_ERROR(CheckTile(check, tile, t, p.q.shape[0], p.page_table));
     if (p.counts[t] == 0) continue;
     const int64_t tokens = CandidateTokens(tile);
-    check
-        .That(CandidatePages(tile) <= p.page_table.stride, "candidates inside the page table", t)
+    check.That(CandidatePages(tile) <= p.page_table.stride, "candidates inside the page table", t)
         .That(p.counts[t] > 0 && p.counts[t] <= tokens, "no more entries than candidates",
               p.counts[t])
         .That(tile.num_rows == 1 || p.counts[t] == tokens,

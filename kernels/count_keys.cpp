@@ -31,8 +31,8 @@ absl::Status ForRuns(const int32_t* entries, int32_t count, int64_t entry_tokens
   return absl::OkStatus();
 }
 
-// Lists of SelectPages hold the pages of their tile's rows and `count` in all; those of SelectTokens
-// hold all that a row sees, or `count` tokens of one row.
+// Lists of SelectPages hold the pages of their tile's rows and `count` in all; those of
+// SelectTokens hold all that a row sees, or `count` tokens of one row.
 AttentionCounters CountMadeLists(const KvSelection& s) {
   AttentionCounters total;
   const int64_t tokens = s.entry_tokens;

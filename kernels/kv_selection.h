@@ -67,9 +67,10 @@ struct KvSelection {
   int32_t max_list_entries = 0;
   const EdgeRule* edges = nullptr;         // [num_list_heads]
   // `entries` were made by Backend::SelectPages (entries are pages; every row's own is listed) or
-  // SelectTokens (single tokens; a row's own may be missing) and lie in the backend's memory. The rest
-  // of the selection follows from lengths alone and lies in the host's. Tiles of generated rows have
-  // one row; where entries are tokens, tiles of more rows list all keys up to their last row.
+  // SelectTokens (single tokens; a row's own may be missing) and lie in the backend's memory. The
+  // rest of the selection follows from lengths alone and lies in the host's. Tiles of generated
+  // rows have one row; where entries are tokens, tiles of more rows list all keys up to their last
+  // row.
   bool entries_made = false;
   // Made lists may end in kNoEntry: how long they are follows from queries too.
   bool entries_padded = false;

@@ -220,12 +220,13 @@ constexpr int64_t ForcedPages(const QueryTile& tile, int64_t sink_pages, int64_t
 
 // Makes a selection's lists of single tokens from an indexer's queries. For the row at position i
 // with query heads h, the key at j <= i scores
-//   I(i, j) = sum_h weights[i, h] * max(0, q[i, h]·k[j])          (float32; weights may be negative)
+//   I(i, j) = sum_h weights[i, h] * max(0, q[i, h]·k[j])          (float32; weights may be
+//   negative)
 // List t takes counts[t] of its candidates, the keys up to its tile's last row: the best, of equals
-// the lower position; a score that is not a number is worse than every other. Tiles have one row, or
-// take all their candidates. Writes the list, ascending, to entries[list_begin[t]..]; all heads of
-// the attention that reads it share it. The result depends on the tile's row and on its sequence's
-// keys alone. Source: the lightning indexer of DeepSeek-V3.2 (github.com/deepseek-ai/
+// the lower position; a score that is not a number is worse than every other. Tiles have one row,
+// or take all their candidates. Writes the list, ascending, to entries[list_begin[t]..]; all heads
+// of the attention that reads it share it. The result depends on the tile's row and on its
+// sequence's keys alone. Source: the lightning indexer of DeepSeek-V3.2 (github.com/deepseek-ai/
 // DeepSeek-V3.2-Exp), whose further factors are positive and the same for all keys.
 struct SelectTokensParams {
   TensorView q = {};        // [rows, heads, dim], the heads of a row side by side

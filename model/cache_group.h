@@ -46,8 +46,9 @@ struct CacheGroup {
   bool summaries = false;  // pages carry summaries of their keys (PagedKv::summaries)
   bool segment_means = false;  // and these the means of segments
   bool latent = false;         // an entry is key and value at once (LatentAttention), stored once
-  int64_t page_bytes =
-      0;  // of all layers and heads for one page: K, V (where it is not K) and summaries
+  int32_t index_dim = 0;       // channels of an index key beside every entry; 0: none
+  // Of all layers and heads for one page: K, V (where it is not K), summaries and index keys.
+  int64_t page_bytes = 0;
 };
 
 // A page's contents between its group's pages and the group's slots in host memory.
@@ -66,7 +67,9 @@ inline int64_t LayerPageBytes(const CacheGroup& group, kernels::KvDType dtype) {
     bytes += kernels::PageSummaryBytes(dtype, group.head_dim, group.segment_means);
   }
   bytes *= group.num_kv_heads;
-  return group.summaries ? (bytes + kAlignment - 1) / kAlignment * kAlignment : bytes;
+  if (group.summaries) bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  if (group.index_dim == 0) return bytes;
+  return bytes + kernels::KvHeadPageBytes(dtype, group.index_dim);
 }
 
 // Pages of one group that a sequence of `tokens` cached positions holds while a step of up to

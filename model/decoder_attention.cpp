@@ -88,7 +88,7 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
   Timed timed(&times_->other_ns);
   const TensorView queries = Heads(qkv, 0, a.num_heads, a.head_dim);
   const TensorView both = Heads(qkv, 0, a.num_heads + a.num_kv_heads, a.head_dim);
-  RETURN_IF_ERROR(RotateHeads(a, both));
+  RETURN_IF_ERROR(RotateHeads(a.rope, both));
   if (a.qk_norm == QkNorm::kL2AfterRope) RETURN_IF_ERROR(RmsNormQk(a, both, {}));
   if (!a.position_scale) return absl::OkStatus();
   return backend_->PositionScale({.x = queries,
@@ -97,15 +97,16 @@ absl::Status DecoderImpl::Rotate(const LayerSpec& layer, const TensorView& qkv) 
                                   .floor_scale = a.position_floor_scale});
 }
 
-absl::Status DecoderImpl::RotateHeads(const AttentionSpec& a, const TensorView& heads) {
-  if (a.rope < 0) return absl::OkStatus();
+absl::Status DecoderImpl::RotateHeads(int32_t rope_index, const TensorView& heads) {
+  if (rope_index < 0) return absl::OkStatus();
   const int32_t* positions =
       dual_chunk_ ? dual_chunk_->positions().data() : layout_.positions.data();
-  const RopeSpec& rope = spec_->ropes[static_cast<size_t>(a.rope)];
+  const auto r = static_cast<size_t>(rope_index);
+  const RopeSpec& rope = spec_->ropes[r];
   for (const RopeSpan& span : layout_.rope_spans) {
     const size_t variant = std::min<size_t>(span.variant, rope.variants.size() - 1);
     const RopeTable& table = rope.variants[variant];
-    const float* frequencies = resident_->rope_frequencies[static_cast<size_t>(a.rope)][variant];
+    const float* frequencies = resident_->rope_frequencies[r][variant];
     if (table.inv_freq.empty()) continue;
     RETURN_IF_ERROR(backend_->Rope({.x = RowRange(heads, span.row_begin, span.num_rows),
                                     .positions = positions + span.row_begin,
@@ -162,6 +163,11 @@ absl::Status DecoderImpl::RankPages(size_t l, const TensorView& query) {
     const HeadSegment& segment = layer.segments[s];
     const auto r = static_cast<size_t>(layer_ranked_[l][s]);
     const RankedSelection& ranked = wanted_only ? last_ranked_[r] : ranked_[r];
+    if (ranked.by_index()) {
+      RETURN_IF_ERROR(RankTokens(l, segment.group, ranked, entries));
+      entries += ranked.num_entries();
+      continue;
+    }
     const CacheGroup& group = cache_->groups()[static_cast<size_t>(segment.group)];
     kernels::SelectPagesParams params = ranked.ToSelect();
     params.q = Heads(query, int64_t{segment.query.first} * a.head_dim, segment.query.count,

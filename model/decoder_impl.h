@@ -94,6 +94,8 @@ class DecoderImpl : public Decoder {
     // Latent attention: absorbed queries, and what heads have before (queries) and after it
     // (values).
     kernels::Buffer latent_query, unabsorbed;
+    // An indexer's queries; its keys and, behind them, the weights of its heads.
+    kernels::Buffer index_query, index_keys;
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
     // Of dual chunk attention: outputs and log-sum-exps of its parts, one behind the other.
@@ -137,7 +139,8 @@ class DecoderImpl : public Decoder {
   absl::Status NormHeads(const LayerSpec& layer, const TensorView& qkv);
   absl::Status RmsNormQk(const AttentionSpec& a, const TensorView& x, const TensorView& weight);
   absl::Status Rotate(const LayerSpec& layer, const TensorView& qkv);
-  absl::Status RotateHeads(const AttentionSpec& a, const TensorView& heads);
+  // rope: index into ModelSpec::ropes, or -1.
+  absl::Status RotateHeads(int32_t rope, const TensorView& heads);
   // A layer's pages in one of its groups.
   kernels::PagedKv CacheOf(size_t l, int32_t group) const;
   // [rows, KV heads * head_dim] each.
@@ -158,6 +161,11 @@ class DecoderImpl : public Decoder {
   // latents' space to the heads' values [rows, heads * value_dim].
   absl::Status ProjectLatent(size_t l, TensorView* query);
   absl::Status ExpandValues(size_t l, TensorView* attended);
+  // The indexer of a layer whose plan asks it: writes the keys of h_ to the cache, leaves queries
+  // (from their latents) and weights in the workspace.
+  absl::Status ProjectIndex(size_t l, const TensorView& q_latents);
+  // Makes lists of tokens by them.
+  absl::Status RankTokens(size_t l, int32_t group, const RankedSelection& ranked, int32_t* entries);
 
   // Branches into the residual stream (decoder_mlp.cpp).
   absl::Status Norm(const TensorView& x, const TensorView& weight, const TensorView& bias,

@@ -1,5 +1,6 @@
 // Multi-head latent attention around the attention call: projections into latents before it, out of
-// them behind it. Source: DeepSeek-V2 (arXiv 2405.04434, section 2.1); absorbed form: model_spec.h.
+// them behind it; and the indexer by which DeepSeek-V3.2 chooses tokens. Source: DeepSeek-V2 (arXiv
+// 2405.04434, section 2.1); absorbed form and indexer: model_spec.h.
 #include "model/decoder_impl.h"
 
 namespace longstride::model {
@@ -64,11 +65,58 @@ absl::Status DecoderImpl::ProjectLatent(size_t l, TensorView* query) {
     // A copy.
     RETURN_IF_ERROR(
         backend_->Add({.x = from, .y = from, .a = 0.5f, .b = 0.5f, .out = AllRows(to_rotate)}));
-    RETURN_IF_ERROR(RotateHeads(a, to_rotate));
-    RETURN_IF_ERROR(
-        RotateHeads(a, Channels(Heads(entry, 0, 1, a.head_dim), latent.kv_rank, latent.rope_dim)));
+    RETURN_IF_ERROR(RotateHeads(a.rope, to_rotate));
+    RETURN_IF_ERROR(RotateHeads(
+        a.rope, Channels(Heads(entry, 0, 1, a.head_dim), latent.kv_rank, latent.rope_dim)));
   }
-  return WriteKv(l, entry, entry);
+  RETURN_IF_ERROR(WriteKv(l, entry, entry));
+  return ProjectIndex(l, q_input);
+}
+
+absl::Status DecoderImpl::ProjectIndex(size_t l, const TensorView& q_latents) {
+  const Indexer& indexer = spec_->layers[l].attention.indexer;
+  const LayerWeights& views = spec_->layers[l].weights;
+  const PreparedLayer& w = resident_->weights.layers[l];
+  for (const int32_t g : layer_groups_[l]) {
+    if (cache_->groups()[static_cast<size_t>(g)].index_dim == 0) continue;
+    const TensorView query = Rows(work_.index_query, w.index_q->rows());
+    const TensorView both = Rows(work_.index_keys, w.index_keys->rows());
+    RETURN_IF_ERROR(Linear(q_latents, w.index_q.get(), {}, query));
+    RETURN_IF_ERROR(Linear(h_, w.index_keys.get(), {}, both));
+    Timed timed(&times_->other_ns);
+    const TensorView keys = Columns(both, 0, indexer.head_dim);
+    RETURN_IF_ERROR(backend_->LayerNorm({.x = keys,
+                                         .weight = views.index_norm,
+                                         .bias = views.index_norm_bias,
+                                         .eps = indexer.norm_eps,
+                                         .out = keys}));
+    const TensorView key_heads = Heads(both, 0, 1, indexer.head_dim);
+    RETURN_IF_ERROR(RotateHeads(indexer.rope, key_heads));
+    RETURN_IF_ERROR(
+        RotateHeads(indexer.rope, Heads(query, 0, indexer.num_heads, indexer.head_dim)));
+    RETURN_IF_ERROR(backend_->KvWrite({.k = key_heads,
+                                       .v = key_heads,
+                                       .cache = cache_->IndexView(g, static_cast<int32_t>(l)),
+                                       .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
+                                       .slots = layout_.slots.data()}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::RankTokens(size_t l, int32_t group, const RankedSelection& ranked,
+                                     int32_t* entries) {
+  const Indexer& indexer = spec_->layers[l].attention.indexer;
+  if (indexer.num_heads == 0) return absl::OkStatus();  // the lists of the layer before are there
+  const PreparedLayer& w = resident_->weights.layers[l];
+  kernels::SelectTokensParams params = ranked.ToSelectTokens();
+  params.q =
+      Heads(Rows(work_.index_query, w.index_q->rows()), 0, indexer.num_heads, indexer.head_dim);
+  params.weights =
+      Columns(Rows(work_.index_keys, w.index_keys->rows()), indexer.head_dim, indexer.num_heads);
+  params.cache = cache_->IndexView(group, static_cast<int32_t>(l));
+  params.page_table = page_tables_[static_cast<size_t>(group)];
+  params.entries = entries;
+  return backend_->SelectTokens(params);
 }
 
 absl::Status DecoderImpl::ExpandValues(size_t l, TensorView* attended) {

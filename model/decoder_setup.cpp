@@ -20,7 +20,7 @@ constexpr int64_t kMinLogitsRows = 128;
 // Widest rows of the spec's layers, in floats.
 struct Widths {
   int64_t dim = 0, qkv = 0, heads = 0, latent_heads = 0, unabsorbed = 0, gate_up = 0, experts = 0;
-  int64_t num_heads = 0;
+  int64_t num_heads = 0, index_query = 0, index_keys = 0;
 
   explicit Widths(const ModelSpec& spec) : dim(spec.dim) {
     for (const LayerSpec& layer : spec.layers) {
@@ -36,6 +36,9 @@ struct Widths {
       } else {
         qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
       }
+      const Indexer& indexer = a.indexer;
+      index_query = std::max(index_query, int64_t{indexer.num_heads} * indexer.head_dim);
+      index_keys = std::max<int64_t>(index_keys, indexer.num_heads + indexer.head_dim);
       heads = std::max(heads, int64_t{a.num_heads} * a.head_dim);
       num_heads = std::max<int64_t>(num_heads, a.num_heads);
       gate_up = std::max<int64_t>(gate_up,
@@ -57,7 +60,7 @@ int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
   const Widths w(spec);
   const int64_t of_parts = spec.dual_chunk ? DualChunk::kParts * (w.heads + w.num_heads) : 0;
   const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.latent_heads + w.unabsorbed +
-                              w.gate_up + w.experts + of_parts;
+                              w.index_query + w.index_keys + w.gate_up + w.experts + of_parts;
   return int64_t{sizeof(float)} *
          (max_step_tokens * of_all_rows +
           int64_t{MaxLogitsRows(spec, max_step_tokens)} * spec.vocab_size);
@@ -143,7 +146,8 @@ int32_t DecoderImpl::RankedIndex(const HeadSegment& segment) {
   const PageRanking* ranking =
       plan_->patterns[static_cast<size_t>(segment.pattern)]->ranking();
   if (ranking == nullptr) return -1;
-  const int32_t list_heads = ranking->list_heads == kernels::ListHeads::kPerKvHead
+  const int32_t list_heads = ranking->by_index ? 1
+                             : ranking->list_heads == kernels::ListHeads::kPerKvHead
                                  ? segment.kv.count
                                  : segment.query.count;
   for (size_t r = 0; r < ranked_.size(); ++r) {
@@ -152,7 +156,7 @@ int32_t DecoderImpl::RankedIndex(const HeadSegment& segment) {
     }
   }
   lists_follow_from_lengths_ =
-      lists_follow_from_lengths_ && kernels::UsesSummaries(ranking->score);
+      lists_follow_from_lengths_ && (ranking->by_index || kernels::UsesSummaries(ranking->score));
   ranked_pattern_.push_back(segment.pattern);
   ranked_heads_.push_back(0);
   ranked_.emplace_back(ranking, list_heads);
@@ -206,10 +210,10 @@ absl::Status DecoderImpl::MakeResident(ResidentModel* resident) const {
                         &spec.output_norm, &spec.output_norm_bias}));
   for (LayerSpec& layer : spec.layers) {
     LayerWeights& w = layer.weights;
-    RETURN_IF_ERROR(
-        hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.sinks, &w.bo,
-              &w.post_attn_norm, &w.mlp_norm, &w.mlp_norm_bias, &w.down_bias, &w.post_mlp_norm,
-              &w.router_bias, &w.selection_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
+    RETURN_IF_ERROR(hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.index_norm,
+                          &w.index_norm_bias, &w.sinks, &w.bo, &w.post_attn_norm, &w.mlp_norm,
+                          &w.mlp_norm_bias, &w.down_bias, &w.post_mlp_norm, &w.router_bias,
+                          &w.selection_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
   }
   for (const RopeSpec& rope : spec.ropes) {
     std::vector<const float*>& frequencies = resident->rope_frequencies.emplace_back();
@@ -246,6 +250,8 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(allocate(&work_.attended, widths.heads));
   RETURN_IF_ERROR(allocate(&work_.latent_query, widths.latent_heads));
   RETURN_IF_ERROR(allocate(&work_.unabsorbed, widths.unabsorbed));
+  RETURN_IF_ERROR(allocate(&work_.index_query, widths.index_query));
+  RETURN_IF_ERROR(allocate(&work_.index_keys, widths.index_keys));
   RETURN_IF_ERROR(allocate(&work_.branch, widths.dim));
   RETURN_IF_ERROR(allocate(&work_.gate_up, widths.gate_up));
   RETURN_IF_ERROR(allocate(&work_.router, widths.experts));

@@ -72,6 +72,9 @@ class Preparer {
     for (const TensorView& head : w.value_up) {
       ASSIGN_OR_RETURN(out->value_up.emplace_back(), Prepare({head}));
     }
+    if (w.index_q.data == nullptr) return absl::OkStatus();
+    ASSIGN_OR_RETURN(out->index_q, Prepare({w.index_q}));
+    ASSIGN_OR_RETURN(out->index_keys, Prepare({w.index_k, w.index_weights}));
     return absl::OkStatus();
   }
 

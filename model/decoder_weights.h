@@ -19,6 +19,9 @@ struct PreparedLayer {
   std::unique_ptr<kernels::LinearWeight> qkv;
   std::unique_ptr<kernels::LinearWeight> q_up;                           // latent attention's
   std::vector<std::unique_ptr<kernels::LinearWeight>> key_up, value_up;  // [heads]
+  // An indexer's: [heads * head_dim, q_rank], and keys above its heads' weights [head_dim + heads,
+  // dim].
+  std::unique_ptr<kernels::LinearWeight> index_q, index_keys;
   std::unique_ptr<kernels::LinearWeight> o;
   std::unique_ptr<kernels::LinearWeight>
       gate_up;  // [2 * ffn, dim]; the shared expert's in a mixture

@@ -82,6 +82,20 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
       .summaries = groups_[g].summaries ? base + (groups_[g].latent ? 1 : 2) * k_bytes : nullptr};
 }
 
+kernels::PagedKv KvCache::IndexView(int32_t group, int32_t layer) const {
+  const CacheGroup& g = groups_[static_cast<size_t>(group)];
+  LS_CHECK(g.index_dim > 0);
+  kernels::PagedKv view = View(group, layer);
+  const int64_t bytes = kernels::KvHeadPageBytes(options_.dtype, g.index_dim);
+  view.k = view.v = static_cast<char*>(view.k) + view.page_stride - bytes;
+  view.head_stride = bytes;
+  view.num_heads = 1;
+  view.head_dim = g.index_dim;
+  view.segment_means = false;
+  view.summaries = nullptr;
+  return view;
+}
+
 absl::Status KvCache::Commit(int32_t group, std::span<const int32_t> pages) {
   const auto g = static_cast<size_t>(group);
   const int64_t stride = PageStride(g);

@@ -83,6 +83,13 @@ struct Moba {
   friend auto operator<=>(const Moba&, const Moba&) = default;
 };
 
+// DeepSeek sparse attention; what a query reads: model/sparsity/dsa.cpp. A layer without an Indexer
+// reads what the layer before it does.
+struct Dsa {
+  int32_t topk = 0;  // tokens of a query; 0: none
+  friend auto operator<=>(const Dsa&, const Dsa&) = default;
+};
+
 // The checkpoint's own sparsity of one layer; what is actually served is the layer's policy
 // (config/sparsity_policy.h), which this is the default of.
 struct NativeSparsity {
@@ -92,6 +99,7 @@ struct NativeSparsity {
   int32_t chunk = 0;   // Llama 4's chunked attention; 0: none
   InfLlmV2 infllm_v2;
   Moba moba;
+  Dsa dsa;
   friend auto operator<=>(const NativeSparsity&, const NativeSparsity&) = default;
 };
 
@@ -106,6 +114,17 @@ struct LatentAttention {
   int32_t nope_dim = 0;   // channels of a head's query that are not rotated; they come first
   int32_t rope_dim = 0;   // and that are
   int32_t value_dim = 0;  // of a head
+};
+
+// The lightning indexer of a latent layer: its own small queries and keys, by which tokens are
+// chosen (kernels::SelectTokensParams). Queries come from the queries' latent, keys and the heads'
+// weights from the stream. Source: DeepSeek-V3.2 (github.com/deepseek-ai/DeepSeek-V3.2-Exp),
+// without the Hadamard rotation, which no product sees, and without rounding to fp8.
+struct Indexer {
+  int32_t num_heads = 0;  // 0: none
+  int32_t head_dim = 0;
+  int32_t rope = -1;       // index into ModelSpec::ropes, of the first channels of queries and keys
+  float norm_eps = 1e-6f;  // of the keys' LayerNorm
 };
 
 struct AttentionSpec {
@@ -123,6 +142,7 @@ struct AttentionSpec {
   // What an fp8 cache divides keys and values by before it stores them: the checkpoint's, or 1.
   float k_scale = 1.0f, v_scale = 1.0f;
   LatentAttention latent;  // then num_kv_heads is 1 and head_dim kv_rank + rope_dim
+  Indexer indexer;
   NativeSparsity native;
 
   bool is_latent() const { return latent.kv_rank > 0; }
@@ -157,6 +177,10 @@ struct LayerWeights {
   kernels::TensorView q_up;                   // [heads*(nope_dim + rope_dim), q_rank or dim]
   std::vector<kernels::TensorView> key_up;    // [heads], each [kv_rank, nope_dim]
   std::vector<kernels::TensorView> value_up;  // [heads], each [value_dim, kv_rank]
+  // The indexer's queries [heads*head_dim, q_rank], keys [head_dim, dim] and heads' weights [heads,
+  // dim], and the LayerNorm of its keys.
+  kernels::TensorView index_q, index_k, index_weights;
+  kernels::TensorView index_norm, index_norm_bias;
   kernels::TensorView sinks;  // [heads] f32
   kernels::TensorView wo;     // [dim, heads*head_dim]
   kernels::TensorView bo;

@@ -1,6 +1,7 @@
 #include "model/ranked_selection.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace longstride::model {
 
@@ -17,6 +18,7 @@ void RankedSelection::SetWanted(const SelectionBuilder& chosen, std::span<const 
   ranked_.clear();
   tiles_.clear();
   counts_.clear();
+  std::vector<size_t> places;
   for (size_t t = 0; t < chosen.tiles.size(); ++t) {
     const kernels::QueryTile& tile = chosen.tiles[t];
     const auto begin = std::lower_bound(wanted.begin(), wanted.end(), tile.row_begin);
@@ -29,10 +31,11 @@ void RankedSelection::SetWanted(const SelectionBuilder& chosen, std::span<const 
                       .num_rows = static_cast<int32_t>(end - begin),
                       .first_position = tile.first_position + *begin - tile.row_begin});
     counts_.push_back(chosen.list_count[t]);
+    places.push_back(t);
   }
   query_tile_ = chosen.query_tile;
   edges_.assign(static_cast<size_t>(num_list_heads_), chosen.edges.front());
-  MakeLists();
+  MakeLists(chosen.list_count, places);
 }
 
 void RankedSelection::Pad(int32_t rows, int32_t longest) {
@@ -55,15 +58,25 @@ void RankedSelection::Empty() {
 }
 
 void RankedSelection::MakeLists() {
+  std::vector<size_t> places(counts_.size());
+  std::iota(places.begin(), places.end(), size_t{0});
+  MakeLists(counts_, places);
+}
+
+void RankedSelection::MakeLists(std::span<const int32_t> counts, std::span<const size_t> places) {
   max_list_entries_ = 0;
   num_entries_ = 0;
   list_begin_.clear();
   list_count_.clear();
   for (int32_t h = 0; h < num_list_heads_; ++h) {
-    for (const int32_t count : counts_) {
-      list_begin_.push_back(num_entries_);
-      list_count_.push_back(count);
-      num_entries_ += count;
+    size_t next = 0;
+    for (size_t t = 0; t < counts.size(); ++t) {
+      if (next < places.size() && places[next] == t) {
+        list_begin_.push_back(num_entries_);
+        list_count_.push_back(counts[t]);
+        ++next;
+      }
+      num_entries_ += counts[t];
     }
   }
 }
@@ -88,10 +101,18 @@ kernels::SelectPagesParams RankedSelection::ToSelect() const {
           .num_entries = num_entries_};
 }
 
+kernels::SelectTokensParams RankedSelection::ToSelectTokens() const {
+  return {.num_tiles = static_cast<int32_t>(ranked_.size()),
+          .tiles = ranked_.data(),
+          .counts = counts_.data(),
+          .list_begin = list_begin_.data(),
+          .num_entries = num_entries_};
+}
+
 kernels::KvSelection RankedSelection::View(const int32_t* entries) const {
   return {.list_heads = ranking_->list_heads,
           .num_list_heads = num_list_heads_,
-          .entry_tokens = kernels::kPageTokens,
+          .entry_tokens = by_index() ? 1 : kernels::kPageTokens,
           .query_tile = query_tile_,
           .num_tiles = static_cast<int32_t>(tiles_.size()),
           .tiles = tiles_.data(),
@@ -102,7 +123,7 @@ kernels::KvSelection RankedSelection::View(const int32_t* entries) const {
           .max_list_entries = max_list_entries_,
           .edges = edges_.data(),
           .entries_made = true,
-          .entries_padded = !kernels::UsesSummaries(ranking_->score),
+          .entries_padded = !by_index() && !kernels::UsesSummaries(ranking_->score),
           .single_rows_from = ranking_->single_rows_from};
 }
 

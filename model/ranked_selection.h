@@ -1,6 +1,7 @@
-// The selection of a query-dependent pattern for one step: where each list will lie, and what is needed
-// to make it. The lists themselves are made in every layer (Backend::SelectPages) and lie in memory of
-// the backend, which the layers share one after the other.
+// The selection of a query-dependent pattern for one step: where each list will lie, and what is
+// needed to make it. The lists themselves are made in every layer (Backend::SelectPages or
+// SelectTokens) and lie in memory of the backend, which the layers share one after the other; a
+// layer without an indexer reads those of the layer before it.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,9 @@ class RankedSelection {
 
   // From the tiles and counts that the pattern chose for all rows of a step.
   void Set(const SelectionBuilder& chosen);
-  // The same where attention computes only the rows `wanted` (ascending). Lists still follow from all
-  // of a tile's queries; those of tiles without such a row are not made.
+  // The same where attention computes only the rows `wanted` (ascending). Lists still follow from
+  // all of a tile's queries and lie where Set puts them; those of tiles without such a row are not
+  // made.
   void SetWanted(const SelectionBuilder& chosen, std::span<const int32_t> wanted);
 
   // Brings a step of single generated rows to `rows` tiles, the further ones without lists, and what
@@ -34,8 +36,13 @@ class RankedSelection {
   // Room of all lists together.
   int64_t num_entries() const { return num_entries_; }
 
+  // Whether lists are of tokens, by an indexer.
+  bool by_index() const { return ranking_->by_index; }
   // For the caller to add q (of all the step's rows), cache, page table, scale and entries.
   kernels::SelectPagesParams ToSelect() const;
+  // by_index: for the caller to add q and weights (of all the step's rows), cache, page table and
+  // entries.
+  kernels::SelectTokensParams ToSelectTokens() const;
   // What attention reads once the lists are made in `entries`.
   kernels::KvSelection View(const int32_t* entries) const;
 
@@ -51,6 +58,9 @@ class RankedSelection {
   }
 
  private:
+  // Lists for counts_, those of a list head behind each other as if there were all of `counts`, of
+  // which counts_[t] is counts[places[t]].
+  void MakeLists(std::span<const int32_t> counts, std::span<const size_t> places);
   void MakeLists();
 
   const PageRanking* ranking_;

@@ -49,9 +49,8 @@ void TakeBest(const ChoosingRow& row, int32_t count, int32_t* out) {
     ranks[static_cast<size_t>(j)] = Rank(row.scores[j], j);
   }
   std::nth_element(ranks.begin(), ranks.begin() + (count - 1), ranks.end(), std::greater<>());
-  std::transform(ranks.begin(), ranks.begin() + count, out, [](uint64_t rank) {
-    return static_cast<int32_t>(~static_cast<uint32_t>(rank));
-  });
+  std::transform(ranks.begin(), ranks.begin() + count, out,
+                 [](uint64_t rank) { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); });
   std::sort(out, out + count);
 }
 

@@ -351,7 +351,8 @@ absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
 
 absl::Status CudaBackend::DoSelectTokens(const SelectTokensParams&) {
   return absl::UnimplementedError(
-      "the CUDA backend has no kernel that chooses tokens by an indexer (the pattern \"dsa\"); serve "
+      "the CUDA backend has no kernel that chooses tokens by an indexer (the pattern \"dsa\"); "
+      "serve "
       "this plan with the cpu backend, or replace the pattern by another one, such as dense.");
 }
 

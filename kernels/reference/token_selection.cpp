@@ -28,9 +28,9 @@ absl::StatusOr<std::vector<float>> IndexScores(const SelectTokensParams& p, cons
     for (int64_t h = 0; h < heads; ++h) {
       float product = 0.0f;
       for (int64_t d = 0; d < dim; ++d) {
-        product += q[h * dim + d] * KeyValue(p.cache, page,
-                                             static_cast<int32_t>(position % kPageTokens),
-                                             static_cast<int32_t>(d));
+        product +=
+            q[h * dim + d] * KeyValue(p.cache, page, static_cast<int32_t>(position % kPageTokens),
+                                      static_cast<int32_t>(d));
       }
       // Written so that what is not a number stays that.
       scores[j] += weights[h] * (product < 0.0f ? 0.0f : product);

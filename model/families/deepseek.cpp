@@ -1,8 +1,12 @@
 // DeepSeek-V2 and V3 (and what has their configuration: V2-Lite, R1, Moonlight): multi-head latent
 // attention, YaRN whose mscale_all_dim sharpens the softmax, layers of a mixture of experts with
 // shared ones behind the first dense layers. V2 routes by softmax, V3 by sigmoid with a bias that
-// only chooses, both within the best groups of experts. Layers that predict further tokens are not
-// read. Sources: arXiv 2405.04434, arXiv 2412.19437 and the checkpoints' configurations.
+// only chooses, both within the best groups of experts. DeepSeek-V3.2 is V3 with an indexer in
+// every layer, which rotates its channels in halves where attention rotates pairs; GLM-5
+// (glm_moe_dsa) is that with pairs in both, and layers without an indexer that read what the one
+// before them chose. Layers that predict further tokens are not read. Sources: arXiv 2405.04434,
+// arXiv 2412.19437, github.com/deepseek-ai/DeepSeek-V3.2-Exp, arXiv 2603.12201 and the checkpoints'
+// configurations.
 #include <cmath>
 #include <cstring>
 
@@ -20,6 +24,8 @@ constexpr int64_t kMaxRank = 1 << 16;
 constexpr int64_t kMaxChannels = 4096;
 constexpr int64_t kMaxExperts = 4096;
 constexpr int64_t kMaxFfn = 1 << 20;
+constexpr int64_t kMaxIndexHeads = 4096;
+constexpr int64_t kMaxIndexTopK = int64_t{1} << 28;
 constexpr float kLatentNormEps = 1e-6f;  // built into the architecture
 
 absl::StatusOr<LatentAttention> ReadLatent(const ConfigReader& config) {
@@ -35,6 +41,79 @@ absl::StatusOr<LatentAttention> ReadLatent(const ConfigReader& config) {
   RETURN_IF_ERROR(read("qk_rope_head_dim", kMaxChannels, &latent.rope_dim));
   RETURN_IF_ERROR(read("v_head_dim", kMaxChannels, &latent.value_dim));
   return latent;
+}
+
+// Which model of the family a configuration describes.
+enum class Generation : uint8_t { kV2, kV3, kV32, kGlm5 };
+
+bool HasIndexer(Generation g) { return g == Generation::kV32 || g == Generation::kGlm5; }
+
+// For each layer whether it has an indexer.
+absl::StatusOr<std::vector<bool>> LayersWithIndexer(const ConfigReader& config, Generation g,
+                                                    int64_t num_layers) {
+  std::vector<bool> full(static_cast<size_t>(num_layers), true);
+  if (g != Generation::kGlm5) return full;
+  std::vector<std::string> types;
+  std::string_view key = "indexer_types";
+  if (config.Has(key)) {
+    ASSIGN_OR_RETURN(types, config.Strings(key));
+  } else if (config.Has("index_topk_pattern")) {
+    key = "index_topk_pattern";
+    if (config.IsList(key)) {
+      ASSIGN_OR_RETURN(types, config.Strings(key));
+    } else {
+      ASSIGN_OR_RETURN(const std::string letters, config.String(key));
+      for (const char c : letters) types.push_back(c == 'F' ? "full" : c == 'S' ? "shared" : "");
+    }
+  } else {
+    ASSIGN_OR_RETURN(const int64_t every, config.IntOr("index_topk_freq", 1, 1, kMaxLayers));
+    ASSIGN_OR_RETURN(const int64_t offset,
+                     config.IntOr("index_skip_topk_offset", 2, -kMaxLayers, kMaxLayers));
+    for (int64_t i = 0; i < num_layers; ++i) {
+      types.emplace_back(std::max<int64_t>(i - offset + 1, 0) % every == 0 ? "full" : "shared");
+    }
+  }
+  if (std::ssize(types) < num_layers) {
+    return absl::InvalidArgumentError(StrCat(config.Place(key), " is of ", types.size(),
+                                             " layers; the checkpoint has ", num_layers));
+  }
+  for (size_t l = 0; l < full.size(); ++l) {
+    full[l] = types[l] == "full";
+    if (full[l] || (types[l] == "shared" && l > 0)) continue;
+    return absl::InvalidArgumentError(StrCat(config.Place(key), " makes layer ", l,
+                                             " neither full nor one that shares the ",
+                                             "indices of a layer before it"));
+  }
+  return full;
+}
+
+absl::StatusOr<Indexer> ReadIndexer(const ConfigReader& config, const LatentAttention& latent) {
+  if (latent.q_rank == 0) {
+    return absl::InvalidArgumentError(
+        StrCat(config.Place("q_lora_rank"),
+               " is missing, but an indexer makes its queries from the queries' latent"));
+  }
+  ASSIGN_OR_RETURN(const int64_t heads, config.Int("index_n_heads", 1, kMaxIndexHeads));
+  ASSIGN_OR_RETURN(const int64_t dim, config.Int("index_head_dim", latent.rope_dim, kMaxChannels));
+  return Indexer{.num_heads = static_cast<int32_t>(heads), .head_dim = static_cast<int32_t>(dim)};
+}
+
+absl::Status SetIndexers(const ConfigReader& config, Generation generation, const RopeConfig& rope,
+                         const DecoderShape& shape, bool interleaved, ModelSpec* spec) {
+  ASSIGN_OR_RETURN(Indexer indexer, ReadIndexer(config, spec->layers.front().attention.latent));
+  ASSIGN_OR_RETURN(const int64_t topk, config.Int("index_topk", 1, kMaxIndexTopK));
+  ASSIGN_OR_RETURN(const bool pairs,
+                   config.BoolOr("indexer_rope_interleave", generation == Generation::kGlm5));
+  ASSIGN_OR_RETURN(const std::vector<bool> full,
+                   LayersWithIndexer(config, generation, std::ssize(spec->layers)));
+  if (pairs != interleaved) RETURN_IF_ERROR(AddRope(rope, shape, pairs, spec));
+  indexer.rope = static_cast<int32_t>(spec->ropes.size()) - 1;
+  for (size_t l = 0; l < spec->layers.size(); ++l) {
+    AttentionSpec& a = spec->layers[l].attention;
+    a.native.dsa.topk = static_cast<int32_t>(topk);
+    if (full[l]) a.indexer = indexer;
+  }
+  return absl::OkStatus();
 }
 
 // 1 / sqrt(channels of a query), times the square of YaRN's mscale where the checkpoint has one for
@@ -100,6 +179,22 @@ absl::Status ReadRouting(const ConfigReader& config, bool v3, MlpSpec* mlp) {
   return ReadGroups(config, /*best=*/1, mlp);
 }
 
+// Which layers have experts where configurations list it: HF's own spelling of
+// first_k_dense_replace.
+absl::Status CheckMlpTypes(const ConfigReader& config, int64_t dense, size_t num_layers) {
+  if (!config.Has("mlp_layer_types")) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<std::string> types, config.Strings("mlp_layer_types"));
+  bool same = types.size() == num_layers;
+  for (size_t l = 0; same && l < num_layers; ++l) {
+    same = types[l] == (static_cast<int64_t>(l) < dense ? "dense" : "sparse");
+  }
+  if (same) return absl::OkStatus();
+  return absl::UnimplementedError(
+      StrCat(config.Place("mlp_layer_types"),
+             " is not \"dense\" for the first_k_dense_replace layers and \"sparse\" for the rest; "
+             "nothing else is supported"));
+}
+
 // The layers behind the first_k_dense_replace dense ones.
 absl::Status SetExperts(const ConfigReader& config, bool v3, ModelSpec* spec) {
   if (!config.Has("n_routed_experts")) return absl::OkStatus();
@@ -110,6 +205,7 @@ absl::Status SetExperts(const ConfigReader& config, bool v3, ModelSpec* spec) {
   }
   ASSIGN_OR_RETURN(const int64_t dense,
                    config.IntOr("first_k_dense_replace", v3 ? 3 : 0, 0, kMaxLayers));
+  RETURN_IF_ERROR(CheckMlpTypes(config, dense, spec->layers.size()));
   MlpSpec mlp = spec->layers.front().mlp;
   ASSIGN_OR_RETURN(const int64_t experts, config.Int("n_routed_experts", 1, kMaxExperts));
   ASSIGN_OR_RETURN(const int64_t top_k, config.Int("num_experts_per_tok", 1, experts));
@@ -152,6 +248,21 @@ TensorView Transposed(const TensorView& matrix, WeightBinder* binder) {
   return TensorView::Matrix(out, type, cols, rows);
 }
 
+absl::Status BindIndexer(const std::string& prefix, WeightBinder* binder, ModelSpec* spec,
+                         LayerSpec* layer) {
+  const Indexer& indexer = layer->attention.indexer;
+  LayerWeights& w = layer->weights;
+  const int64_t q_rows = int64_t{indexer.num_heads} * indexer.head_dim;
+  ASSIGN_OR_RETURN(w.index_q,
+                   binder->Matrix(prefix + "wq_b.weight", q_rows, layer->attention.latent.q_rank));
+  ASSIGN_OR_RETURN(w.index_k, binder->Matrix(prefix + "wk.weight", indexer.head_dim, spec->dim));
+  ASSIGN_OR_RETURN(w.index_norm, binder->Vector(prefix + "k_norm.weight", indexer.head_dim));
+  ASSIGN_OR_RETURN(w.index_norm_bias, binder->Vector(prefix + "k_norm.bias", indexer.head_dim));
+  ASSIGN_OR_RETURN(w.index_weights,
+                   binder->Matrix(prefix + "weights_proj.weight", indexer.num_heads, spec->dim));
+  return absl::OkStatus();
+}
+
 absl::Status BindAttention(const TensorNames& names, int32_t index, BiasRule bias,
                            WeightBinder* binder, ModelSpec* spec) {
   LayerSpec& layer = spec->layers[static_cast<size_t>(index)];
@@ -185,7 +296,8 @@ absl::Status BindAttention(const TensorNames& names, int32_t index, BiasRule bia
   ASSIGN_OR_RETURN(
       w.wo, binder->Matrix(attention + "o_proj.weight", spec->dim, heads * latent.value_dim));
   ASSIGN_OR_RETURN(w.bo, BindBias(attention + "o_proj", spec->dim, bias, binder));
-  return absl::OkStatus();
+  if (layer.attention.indexer.num_heads == 0) return absl::OkStatus();
+  return BindIndexer(attention + "indexer.", binder, spec, &layer);
 }
 
 absl::Status BindExperts(TensorNames names, int32_t index, WeightBinder* binder, ModelSpec* spec) {
@@ -216,12 +328,13 @@ absl::Status BindExperts(TensorNames names, int32_t index, WeightBinder* binder,
   return absl::OkStatus();
 }
 
-absl::Status SetAttention(const ConfigReader& config, bool v3, DecoderShape shape,
+absl::Status SetAttention(const ConfigReader& config, Generation generation, DecoderShape shape,
                           ModelSpec* spec) {
   ASSIGN_OR_RETURN(const LatentAttention latent, ReadLatent(config));
   ASSIGN_OR_RETURN(const RopeConfig rope, ReadHfRope(config, "full_attention", 10000.0));
   ASSIGN_OR_RETURN(const bool interleaved, config.BoolOr("rope_interleave", true));
-  if (!v3 && !interleaved) RETURN_IF_ERROR(RequireBool(config, "rope_interleave", true));
+  if (generation == Generation::kV2 && !interleaved)
+    RETURN_IF_ERROR(RequireBool(config, "rope_interleave", true));
   shape.head_dim = latent.rope_dim;
   RETURN_IF_ERROR(AddRope(rope, shape, interleaved, spec));
   for (LayerSpec& layer : spec->layers) {
@@ -232,7 +345,8 @@ absl::Status SetAttention(const ConfigReader& config, bool v3, DecoderShape shap
     a.scale = SoftmaxScale(latent, rope);
     a.qk_norm_eps = kLatentNormEps;
   }
-  return absl::OkStatus();
+  if (!HasIndexer(generation)) return absl::OkStatus();
+  return SetIndexers(config, generation, rope, shape, interleaved, spec);
 }
 
 }  // namespace
@@ -242,14 +356,18 @@ absl::StatusOr<ModelSpec> LoadDeepSeek(const WeightsFile& file) {
                    ConfigReader::Parse(file.metadata_json(), "config.json"));
   RETURN_IF_ERROR(CheckQuantization(config));
   ASSIGN_OR_RETURN(const std::string type, config.String("model_type"));
-  const bool v3 = type == "deepseek_v3";
+  const Generation generation = type == "deepseek_v2"    ? Generation::kV2
+                                : type == "deepseek_v3"  ? Generation::kV3
+                                : type == "deepseek_v32" ? Generation::kV32
+                                                         : Generation::kGlm5;
+  const bool v3 = generation != Generation::kV2;  // or what follows from it
   ASSIGN_OR_RETURN(const DecoderShape shape,
                    ReadHfShape(config, {.defaults = {.max_positions = v3 ? 4096 : 2048}}));
   ModelSpec spec = MakeSpec("deepseek", shape);
   ASSIGN_OR_RETURN(const kernels::Activation activation,
                    ReadActivation(config, "hidden_act", "silu"));
   for (LayerSpec& layer : spec.layers) layer.mlp.activation = activation;
-  RETURN_IF_ERROR(SetAttention(config, v3, shape, &spec));
+  RETURN_IF_ERROR(SetAttention(config, generation, shape, &spec));
   RETURN_IF_ERROR(SetExperts(config, v3, &spec));
   ASSIGN_OR_RETURN(const bool attention_bias, config.BoolOr("attention_bias", false));
   RETURN_IF_ERROR(RequireBool(config, "mlp_bias", false));

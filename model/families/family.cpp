@@ -97,7 +97,7 @@ absl::Status CheckFinite(const ModelSpec& spec) {
 const std::vector<Family>& Families() {
   static const std::vector<Family> families = {
       {"cohere2", {"cohere2"}, {"cohere2"}, LoadCohere2},
-      {"deepseek", {"deepseek_v2", "deepseek_v3"}, {}, LoadDeepSeek},
+      {"deepseek", {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"}, {}, LoadDeepSeek},
       {"gemma2", {"gemma2"}, {"gemma2"}, LoadGemma2},
       {"gemma3", {"gemma3_text", "gemma3"}, {"gemma3"}, LoadGemma3},
       {"gpt_oss", {"gpt_oss"}, {"gpt-oss"}, LoadGptOss},

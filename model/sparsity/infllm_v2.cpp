@@ -47,7 +47,7 @@ class InfLlmV2Pattern : public RankedRows {
   }
 
  private:
-  int64_t PagesOf(int64_t) const override { return AllBlocks(parameters_); }
+  int64_t EntriesOf(int64_t) const override { return AllBlocks(parameters_); }
 
   InfLlmV2 parameters_;
 };

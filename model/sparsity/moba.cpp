@@ -33,7 +33,7 @@ class MobaPattern : public RankedRows {
   }
 
  private:
-  int64_t PagesOf(int64_t position) const override {
+  int64_t EntriesOf(int64_t position) const override {
     const int64_t pages = parameters_.chunk / kPageTokens;
     return (parameters_.topk - 1) * pages + position / kPageTokens % pages + 1;
   }

@@ -15,6 +15,7 @@ PatternOr MakeNative(const PatternPolicy& policy, const PatternContext& context)
   }
   if (native.infllm_v2.topk > 0) learned = NewInfLlmV2(native.infllm_v2);
   if (native.moba.chunk > 0) learned = NewMoba(native.moba);
+  if (native.dsa.topk > 0) learned = NewDsa(native.dsa);
   if (learned != nullptr && learned->ranking()->single_rows_from < context.max_positions) {
     return learned;
   }

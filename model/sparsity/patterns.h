@@ -28,6 +28,7 @@ PatternOr MakeSpargeAttn(const PatternPolicy& policy, const PatternContext& cont
 PatternOr MakeVerticalSlash(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeInfLlmV2(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeMoba(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeDsa(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.
 std::unique_ptr<SparsePattern> NewDense(bool causal = true);
@@ -35,6 +36,7 @@ std::unique_ptr<SparsePattern> NewWindow(int32_t window, int32_t sink_tokens, bo
 std::unique_ptr<SparsePattern> NewChunked(int32_t chunk);
 std::unique_ptr<SparsePattern> NewInfLlmV2(const InfLlmV2& native);
 std::unique_ptr<SparsePattern> NewMoba(const Moba& native);
+std::unique_ptr<SparsePattern> NewDsa(const Dsa& native);
 
 // Largest value that window, chunk, stride and the like may take.
 inline constexpr int64_t kMaxPatternTokens = int64_t{1} << 28;

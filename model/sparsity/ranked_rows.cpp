@@ -4,8 +4,6 @@
 
 namespace longstride::model {
 
-using kernels::kPageTokens;
-
 RankedRows::RankedRows(const PageRanking& ranking, bool generated_choose)
     : ranking_(ranking), generated_choose_(generated_choose) {
   ranking_.generated_alike = generated_choose;
@@ -34,19 +32,20 @@ void RankedRows::Select(std::span<const QueryRun> runs, SelectionBuilder* out) c
     out->MakeTiles({&part, 1}, 1);
     for (size_t t = out->list_count.size(); t < out->tiles.size(); ++t) {
       const kernels::QueryTile& tile = out->tiles[t];
-      const int64_t pages = Chooses(tile.first_position, run.numerics)
-                                ? PagesOf(tile.first_position)
-                                : kernels::CandidatePages(tile);
-      out->list_count.push_back(static_cast<int32_t>(pages));
+      const int64_t last = int64_t{tile.first_position} + tile.num_rows - 1;
+      const int64_t entries = Chooses(tile.first_position, run.numerics)
+                                  ? EntriesOf(tile.first_position)
+                                  : last / entry_tokens() + 1;
+      out->list_count.push_back(static_cast<int32_t>(entries));
     }
   }
   out->edges.push_back({});
 }
 
 double RankedRows::VisibleKeys(int64_t position) const {
-  const int64_t pages =
-      Chooses(position, NumericsClass::kPrompt) ? PagesOf(position) : position / kPageTokens + 1;
-  return static_cast<double>((pages - 1) * kPageTokens + position % kPageTokens + 1);
+  const int64_t entries = Chooses(position, NumericsClass::kPrompt) ? EntriesOf(position)
+                                                                    : position / entry_tokens() + 1;
+  return static_cast<double>((entries - 1) * entry_tokens() + position % entry_tokens() + 1);
 }
 
 double RankedRows::GeneratedVisibleKeys(int64_t position) const {

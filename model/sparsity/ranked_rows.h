@@ -1,5 +1,6 @@
-// What the patterns share whose rows choose pages one by one, in prompts as in decoding, once they see
-// more than they may read; before that a row reads all keys up to its own.
+// What the patterns share whose rows choose entries (pages, or tokens by an indexer) one by one, in
+// prompts as in decoding, once they see more than they may read; before that a row reads all keys
+// up to its own.
 #pragma once
 
 #include <string>
@@ -23,8 +24,9 @@ class RankedRows : public SparsePattern {
   RankedRows(const PageRanking& ranking, bool generated_choose);
 
  private:
-  // Pages that the row at `position` reads, its own among them; it is one that chooses.
-  virtual int64_t PagesOf(int64_t position) const = 0;
+  // Entries that the row at `position` reads, its own page among them; it is one that chooses.
+  virtual int64_t EntriesOf(int64_t position) const = 0;
+  int64_t entry_tokens() const { return ranking_.by_index ? 1 : kernels::kPageTokens; }
   bool Chooses(int64_t position, NumericsClass numerics) const;
 
   PageRanking ranking_;

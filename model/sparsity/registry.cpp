@@ -39,6 +39,7 @@ const std::vector<PatternFactory>& PatternRegistry() {
        "the first blocks, a window, and those whose compressed keys get most attention (MiniCPM4)",
        MakeInfLlmV2},
       {"moba", "the query's own block and those whose mean key suits it best (MoBA)", MakeMoba},
+      {"dsa", "the `topk` keys that the layer's indexer scores highest (DeepSeek-V3.2)", MakeDsa},
   };
   return kPatterns;
 }

@@ -37,8 +37,11 @@ struct QueryRun {
   int64_t kv_len = 0;
 };
 
-// How a query-dependent pattern chooses pages (kernels::SelectPagesParams).
+// How a query-dependent pattern chooses pages (kernels::SelectPagesParams), or tokens.
 struct PageRanking {
+  // Tokens by the layer's indexer (kernels::SelectTokensParams). list_heads is then kShared, and of
+  // the rest single_rows_from and generated_alike alone count.
+  bool by_index = false;
   kernels::PageScore score = kernels::PageScore::kBound;
   kernels::ListHeads list_heads = kernels::ListHeads::kPerKvHead;  // or kPerQHead
   int32_t sink_pages = 0;
@@ -110,7 +113,7 @@ class SparsePattern {
   virtual void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const = 0;
   // Null where lists follow from lengths alone. Otherwise they are made in every layer, when its
   // queries and keys are there: Select then sets query_tile, the tiles and list_count[t], how many
-  // pages each list of tile t takes, and neither heads nor entries.
+  // pages (or tokens) each list of tile t takes, and neither heads nor entries.
   virtual const PageRanking* ranking() const { return nullptr; }
   // Whether a query sees all keys that Select's edge rule, one for all heads, allows, and no
   // others.

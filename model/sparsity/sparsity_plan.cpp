@@ -38,12 +38,17 @@ Retention Union(const Retention& a, const Retention& b) {
 struct Summaries {
   bool any = false;
   bool segment_means = false;
+  int32_t index_dim = 0;  // index keys
   bool operator==(const Summaries&) const = default;
 };
 
-void AddSummaries(const SparsePattern& pattern, Summaries* out) {
+void AddSummaries(const SparsePattern& pattern, const Indexer& indexer, Summaries* out) {
   const PageRanking* ranking = pattern.ranking();
   if (ranking == nullptr) return;
+  if (ranking->by_index) {
+    out->index_dim = indexer.head_dim;
+    return;
+  }
   out->any = out->any || kernels::UsesSummaries(ranking->score);
   out->segment_means = out->segment_means || ranking->score == kernels::PageScore::kCompressedKeys;
 }
@@ -189,7 +194,7 @@ class Resolver {
         const auto kv = static_cast<size_t>(h / per_kv);
         Retention& retention = keep[kv].retention;
         retention = seen[kv] ? Union(retention, pattern->retention()) : pattern->retention();
-        AddSummaries(*pattern, &keep[kv].summaries);
+        AddSummaries(*pattern, attention.indexer, &keep[kv].summaries);
         seen[kv] = true;
       }
     }
@@ -219,8 +224,32 @@ class Resolver {
       }
       kv = kv_end;
     }
+    RETURN_IF_ERROR(CheckSharedIndices(layer, layer_plan));
     plan_->layers.push_back(std::move(layer_plan));
     return absl::OkStatus();
+  }
+
+  // A layer that reads the tokens which the layer before it chose needs that layer to choose them.
+  absl::Status CheckSharedIndices(int32_t layer, const LayerPlan& plan) const {
+    const auto by_index = [this](const HeadSegment& s) {
+      const PageRanking* ranking = plan_->patterns[static_cast<size_t>(s.pattern)]->ranking();
+      return ranking != nullptr && ranking->by_index;
+    };
+    const auto same = [](const HeadSegment& a, const HeadSegment& b) {
+      return a.pattern == b.pattern && a.query.first == b.query.first &&
+             a.query.count == b.query.count;
+    };
+    if (Attention(layer).indexer.num_heads > 0 ||
+        std::none_of(plan.segments.begin(), plan.segments.end(), by_index) ||
+        (layer > 0 &&
+         std::equal(plan.segments.begin(), plan.segments.end(),
+                    plan_->layers[static_cast<size_t>(layer) - 1].segments.begin(),
+                    plan_->layers[static_cast<size_t>(layer) - 1].segments.end(), same))) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        StrCat("layer ", layer, " has no indexer and reads the tokens that the layer before it ",
+               "chooses, but the plan gives that layer other patterns; give both the same."));
   }
 
   // Neighbours with the same function become one attention call.
@@ -249,7 +278,8 @@ class Resolver {
     for (size_t g = 0; g < plan_->groups.size(); ++g) {
       CacheGroup& group = plan_->groups[g];
       if (group.retention == keep && group.summaries == summaries.any &&
-          group.segment_means == summaries.segment_means && group.first_kv_head == kv.first &&
+          group.segment_means == summaries.segment_means &&
+          group.index_dim == summaries.index_dim && group.first_kv_head == kv.first &&
           group.num_kv_heads == kv.count && group.head_dim == head_dim && group.latent == latent) {
         group.layers.push_back(layer);
         return static_cast<int32_t>(g);
@@ -264,6 +294,7 @@ class Resolver {
                              .summaries = summaries.any,
                              .segment_means = summaries.segment_means,
                              .latent = latent,
+                             .index_dim = summaries.index_dim,
                              .page_bytes = 0});
     return static_cast<int32_t>(plan_->groups.size()) - 1;
   }
@@ -284,6 +315,7 @@ class Resolver {
       group.page_bytes = static_cast<int64_t>(group.layers.size()) * LayerPageBytes(group, dtype);
       group.name = RetentionName(group.retention);
       if (group.summaries) group.name += group.segment_means ? "_segments" : "_summaries";
+      if (group.index_dim > 0) group.name += "_index";
       ++uses[group.name];
     }
     for (CacheGroup& group : plan_->groups) {

@@ -227,7 +227,8 @@ TEST_P(TokenSelectionTest, TakesTheBestTokensByTheFormula) {
 TEST_P(TokenSelectionTest, TiesGoToTheLowerPosition) {
   for (const KvDType dtype : {KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kFp8}) {
     for (const int32_t dim : {1, 3, 8, 20}) {
-      TokenCase c = {.heads = RandomInt(1, 9), .dim = dim, .dtype = dtype, .kv_lens = {1, 130, 333}};
+      TokenCase c = {
+          .heads = RandomInt(1, 9), .dim = dim, .dtype = dtype, .kv_lens = {1, 130, 333}};
       for (const int64_t n : c.kv_lens) {
         auto& keys = c.keys.emplace_back(static_cast<size_t>(n * dim));
         for (float& x : keys) x = static_cast<float>(RandomInt(-1, 1));
@@ -345,9 +346,7 @@ TEST_P(TokenSelectionTest, RefusesWhatBreaksTheContract) {
               HasSubstr("no more entries than candidates"));
   EXPECT_THAT(refusal([](SelectTokensParams& p, TokenCase&) { p.num_entries = 4; }),
               HasSubstr("a list inside the entries"));
-  EXPECT_THAT(refusal([](SelectTokensParams&, TokenCase& b) {
-                b.tiles[0].first_position = 256;
-              }),
+  EXPECT_THAT(refusal([](SelectTokensParams&, TokenCase& b) { b.tiles[0].first_position = 256; }),
               HasSubstr("candidates inside the page table"));
   EXPECT_THAT(refusal([](SelectTokensParams& p, TokenCase& b) {
                 p.q.shape[0] = p.weights.shape[0] = 4;

@@ -56,6 +56,9 @@ absl::StatusOr<std::vector<GoldenSequence>> ReadGolden(const std::string& checkp
     if (by_name.contains("blocks" + suffix)) {
       sequence.blocks = Values<int32_t>(file.bytes(), by_name["blocks" + suffix]);
     }
+    if (by_name.contains("chosen" + suffix)) {
+      sequence.chosen = Values<int32_t>(file.bytes(), by_name["chosen" + suffix]);
+    }
     sequences.push_back(std::move(sequence));
   }
   return sequences;

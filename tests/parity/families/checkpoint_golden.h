@@ -17,6 +17,9 @@ struct GoldenSequence {
   // [layers, query heads, tokens]: bit b says that the query reads block b of 64 keys. Empty where
   // the family selects nothing by its queries.
   std::vector<int32_t> blocks;
+  // [layers, tokens, topk]: the tokens that a row reads, ascending, -1 behind them. Empty where the
+  // family has no indexer.
+  std::vector<int32_t> chosen;
 };
 
 // Reads data/<checkpoint>/golden.safetensors.

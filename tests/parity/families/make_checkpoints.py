@@ -12,6 +12,9 @@ Where a rule and the class differ, the rule is what is computed here:
 - OLMo 3: rotary scaling belongs to full layers only. The class of the version recorded in
   manifest.json does so (some versions before it scaled all layers); `check_olmo3` insists on it.
 
+Of indexers (DSA) the golden files also hold which tokens each row reads, by the formula in float64; that
+the class chooses the same is insisted on.
+
 Run with a Python that has torch, transformers, safetensors and gguf:  make_checkpoints.py [NAME ...]
 """
 
@@ -52,6 +55,19 @@ CASES = {
                     dict(LATENT, q_lora_rank=20, n_shared_experts=1, n_group=4, topk_group=2,
                          routed_scaling_factor=2.5, attention_bias=True, num_nextn_predict_layers=0,
                          rope_parameters=dict(YARN, mscale=1.3, mscale_all_dim=0.9)), [LONG]),
+    # An indexer, whose keys are rotated in halves where those of attention are rotated in pairs.
+    "deepseek_v32": ("DeepseekV32Config", "DeepseekV32ForCausalLM",
+                     dict(LATENT, q_lora_rank=20, n_shared_experts=1, n_group=4, topk_group=2,
+                          routed_scaling_factor=2.5, num_nextn_predict_layers=0, index_n_heads=7,
+                          index_head_dim=14, index_topk=21,
+                          rope_parameters=dict(YARN, mscale=1.3, mscale_all_dim=0.9)), [LONG]),
+    # Layers 0, 1 and 3 choose tokens; 2 and 4 read those of the layer before.
+    "glm_moe_dsa": ("GlmMoeDsaConfig", "GlmMoeDsaForCausalLM",
+                    dict(LATENT, num_hidden_layers=5, q_lora_rank=20, n_shared_experts=1, n_group=1,
+                         topk_group=1, routed_scaling_factor=2.5, num_nextn_predict_layers=0,
+                         index_n_heads=7, index_head_dim=14, index_topk=21, index_topk_freq=2,
+                         index_skip_topk_offset=2,
+                         rope_parameters=dict(rope_type="default", rope_theta=10000.0)), [LONG]),
     "llama": ("LlamaConfig", "LlamaForCausalLM",
               dict(COMMON, num_hidden_layers=3, head_dim=16, rms_norm_eps=1e-5), [LONG]),
     "llama_rope_llama3": ("LlamaConfig", "LlamaForCausalLM", dict(
@@ -126,6 +142,8 @@ def random_weights(model, config, generator):
             if "embed_tokens" in name:
                 # A tied table is the head too: logits then have a deviation of about 2.
                 normal(parameter, 2.0 / dim**0.5 if tied and "cohere2" not in config.model_type else 1.0)
+            elif name.endswith("indexer.k_norm.bias"):
+                normal(parameter, 0.3)
             elif "norm" in name and "a_layernorm" not in name:
                 spread = torch.rand(parameter.shape, generator=generator)
                 parameter.copy_(spread - 0.5 if offset_norms else spread + 0.5)
@@ -169,12 +187,87 @@ def released_names(weights):
     return out
 
 
-def golden_logits(model, lengths, generator):
+# --- Indexers ---
+
+def rotated(x, cos, sin, interleaved):
+    """The first channels of float64 x [rows, heads, dim] by the angles of cos and sin [rows, n]."""
+    n = cos.shape[1]
+    out = x.copy()
+    a, b = (x[..., 0:2 * n:2], x[..., 1:2 * n:2]) if interleaved else (x[..., :n], x[..., n:2 * n])
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    first, second = a * cos - b * sin, a * sin + b * cos
+    if interleaved:
+        out[..., 0:2 * n:2], out[..., 1:2 * n:2] = first, second
+    else:
+        out[..., :n], out[..., n:2 * n] = first, second
+    return out
+
+
+def indexed_tokens(indexer, hidden, q_latents, angles, interleaved):
+    """What each row reads by the formula, ascending [rows, topk] with -1 at the end, in float64.
+
+    None where the worst taken and the best left out score are so near that float32 may not tell.
+    """
+    weight = {name: p.detach().double().numpy() for name, p in indexer.named_parameters()}
+    hidden, q_latents, cos, sin = (t[0].double().numpy() for t in (hidden, q_latents, *angles))
+    cos, sin = cos[:, :cos.shape[1] // 2], sin[:, :sin.shape[1] // 2]
+    rows, heads, dim = hidden.shape[0], indexer.n_heads, indexer.head_dim
+    q = (q_latents @ weight["wq_b.weight"].T).reshape(rows, heads, dim)
+    k = hidden @ weight["wk.weight"].T
+    k = (k - k.mean(-1, keepdims=True)) / numpy.sqrt(k.var(-1, keepdims=True) + 1e-6)
+    k = k * weight["k_norm.weight"] + weight["k_norm.bias"]
+    q, k = rotated(q, cos, sin, interleaved), rotated(k[:, None, :], cos, sin, interleaved)[:, 0]
+    w = hidden @ weight["weights_proj.weight"].T
+    chosen = numpy.full((rows, indexer.index_topk), -1, dtype=numpy.int32)
+    for i in range(rows):
+        scores = (w[i][:, None] * numpy.maximum(q[i] @ k[:i + 1].T, 0)).sum(0)
+        order = numpy.argsort(-scores, kind="stable")
+        count = min(indexer.index_topk, i + 1)
+        if count <= i and scores[order[count - 1]] - scores[order[count]] < 1e-5 * abs(scores).max():
+            return None
+        chosen[i, :count] = numpy.sort(order[:count])
+    return chosen
+
+
+def watch_indexers(model, config):
+    """A list that each run appends [rows, topk] to, layer by layer: what the indexers choose."""
+    chosen = []
+
+    def after(indexer, args, kwargs, output):
+        names = ("hidden_states", "q_resid", "position_embeddings")
+        hidden, q_latents, angles = (kwargs.get(n, args[i] if i < len(args) else None)
+                                     for i, n in enumerate(names))
+        want = indexed_tokens(indexer, hidden, q_latents, angles, config.model_type == "glm_moe_dsa")
+        if want is not None:
+            for i, row in enumerate(want):
+                got = sorted(j for j in output[0, i].tolist() if j <= i)
+                assert got == [j for j in row if j >= 0], "the class chooses otherwise than the formula"
+        chosen.append(want)
+
+    for layer in model.model.layers:
+        indexer = getattr(layer.self_attn, "indexer", None)
+        if indexer is None:
+            layer.self_attn.register_forward_hook(lambda *_: chosen.append(chosen[-1]))
+        else:
+            indexer.register_forward_hook(after, with_kwargs=True)
+    return chosen
+
+
+def golden_logits(model, config, lengths, generator):
     tensors = {}
+    chosen = watch_indexers(model, config) if hasattr(config, "index_topk") else []
     for index, length in enumerate(lengths):
-        tokens = torch.randint(3, VOCAB, (1, length), generator=generator)
-        with torch.no_grad():
-            logits = model(input_ids=tokens, use_cache=False).logits[0]
+        for _ in range(100):
+            chosen.clear()
+            tokens = torch.randint(3, VOCAB, (1, length), generator=generator)
+            with torch.no_grad():
+                logits = model(input_ids=tokens, use_cache=False).logits[0]
+            if all(of_layer is not None for of_layer in chosen):
+                break
+        else:
+            raise AssertionError("no text keeps the indexers' scores apart")
+        if chosen:
+            tensors[f"chosen.{index}"] = numpy.stack(chosen)
         edges = [0, 1, 6, 7, 8, 9, 15, 16, 17, 62, 63, 64, 65, 126, 127, 128, 129, length - 1]
         positions = sorted({p for p in edges + list(range(3, length, 7)) if p < length})
         deviation = logits.std().item()
@@ -378,7 +471,7 @@ def write_case(name):
     mxfp4 = set_mxfp4_experts(model, generator) if name.endswith("mxfp4") else {}
     if name == "olmo3":
         check_olmo3(model)
-    golden = golden_logits(model, lengths, generator)
+    golden = golden_logits(model, config, lengths, generator)
     folder = DATA / name
     folder.mkdir(parents=True, exist_ok=True)
     weights = {}
@@ -389,7 +482,7 @@ def write_case(name):
             weights.update({key + suffix: part for suffix, part in mxfp4[key].items()})
         else:
             weights[key] = value.float().numpy().copy()
-    if name.startswith("deepseek"):
+    if name.startswith(("deepseek", "glm")):
         weights = released_names(weights)
     settings = {key: value for key, value in config.to_dict().items()
                 if key not in ("transformers_version", "_name_or_path", "attn_implementation")}

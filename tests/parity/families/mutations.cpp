@@ -72,6 +72,18 @@ void AddLearnedSparsity(const ModelSpec& spec, std::vector<Mutation>* out) {
     change_moba("MoBA's blocks half as long", [](Moba* p) { p->chunk /= 2; });
     change_moba("MoBA's top-k + 1", [](Moba* p) { p->topk += 1; });
   }
+  if (spec.layers[0].attention.native.dsa.topk > 0) {
+    out->push_back(Layers("indexer off", [](LayerSpec* l) { l->attention.native.dsa.topk = 0; }));
+    out->push_back(
+        Layers("indexed tokens + 1", [](LayerSpec* l) { l->attention.native.dsa.topk += 1; }));
+    out->push_back(Layers("indexer's keys not normed", [](LayerSpec* l) {
+      l->attention.indexer.norm_eps = 1e6f;  // their bias alone
+    }));
+    out->push_back(Layers("indexer's norm without bias",
+                          [](LayerSpec* l) { l->weights.index_norm_bias = {}; }));
+    out->push_back(
+        Layers("indexer not rotated", [](LayerSpec* l) { l->attention.indexer.rope = -1; }));
+  }
 }
 
 void AddRope(const ModelSpec& spec, std::vector<Mutation>* out) {
