@@ -272,7 +272,8 @@ struct ModelSpec {
   OutputHead embedding_head;             // of embeddings
   std::optional<Classifier> classifier;  // sequence classification, where the checkpoint has it
   int64_t num_parameters = 0;
-  // What is served otherwise than the checkpoint's configuration says: a sentence each.
+  // What is served otherwise than the checkpoint's configuration says, and how far its family is
+  // tested where that is not on released weights: a sentence each.
   std::vector<std::string> notes;
   // Memory of tensors that had to be converted when the checkpoint was read.
   std::vector<std::shared_ptr<std::vector<float>>> owned;

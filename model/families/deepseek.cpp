@@ -381,6 +381,9 @@ absl::StatusOr<ModelSpec> LoadDeepSeek(const WeightsFile& file) {
                         ? BindExperts(names, i, &binder, &spec)
                         : BindMlp(names, i, &binder, &spec));
   }
+  spec.notes.emplace_back(
+      "parity only: the family is tested with tiny checkpoints against an independent "
+      "implementation; most of its released models need several devices, which are not supported.");
   ASSIGN_OR_RETURN(const int64_t predicting, config.IntOr("num_nextn_predict_layers", 0, 0, 64));
   std::vector<std::string> ignored;
   for (int64_t i = 0; i < predicting; ++i) {

@@ -260,7 +260,8 @@ class InspectTest(Case):
     def test_learned_sparsity_is_the_checkpoints_own_plan(self):
         for name, pattern, group in (
                 ("minicpm", "infllm_v2(topk=2,init=1,window=64,dense_len=230)", "full_segments"),
-                ("moba", "moba(2 of 128)", "full_summaries")):
+                ("moba", "moba(2 of 128)", "full_summaries"),
+                ("deepseek_v32", "dsa(21)", "full_index")):
             result = run("inspect", ROOT / "tests/parity/families/data" / name, "--json")
             self.assertEqual(result.returncode, 0, result.stderr)
             report = json.loads(result.stdout)
@@ -269,6 +270,19 @@ class InspectTest(Case):
                 self.assertEqual(segment["pattern"], pattern)
                 self.assertEqual(segment["native"], pattern)
                 self.assertEqual(segment["group"], group)
+
+    def test_families_of_several_devices_are_parity_only(self):
+        for name in ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
+            folder = ROOT / "tests/parity/families/data" / name
+            result = run("inspect", folder)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("note: parity only:", result.stdout)
+            report = json.loads(run("inspect", folder, "--json").stdout)
+            self.assertEqual([note[:12] for note in report["notes"]], ["parity only:"])
+        shared = json.loads(run("inspect", ROOT / "tests/parity/families/data/glm_moe_dsa",
+                                "--json").stdout)
+        groups = [layer["segments"][0]["group"] for layer in shared["layers"]]
+        self.assertEqual(groups, ["full_index", "full_index", "full", "full_index", "full"])
 
     @needs(SMOLLM)
     def test_card_of_a_plan_with_its_report(self):

@@ -152,6 +152,49 @@ TEST(KvCache, ALatentIsStoredOnce) {
   EXPECT_EQ(view.page_stride, (64 + 3) * 576 * 2);
 }
 
+// Behind everything else of a page, with every type of cache; counted in the budget.
+TEST_P(KvCacheTest, IndexKeysLieBesideTheLatents) {
+  const kernels::KvDType dtype = GetParam();
+  for (const bool summaries : {false, true}) {
+    CacheGroup group = {.name = "full_index",
+                        .layers = {0, 2},
+                        .num_kv_heads = 1,
+                        .head_dim = 40,
+                        .summaries = summaries,
+                        .latent = true,
+                        .index_dim = 14};
+    const int64_t index_bytes = kernels::KvHeadPageBytes(dtype, 14);
+    CacheGroup without = group;
+    without.index_dim = 0;
+    EXPECT_EQ(LayerPageBytes(group, dtype), LayerPageBytes(without, dtype) + index_bytes);
+    group.page_bytes = 2 * LayerPageBytes(group, dtype);
+    const auto backend = *kernels::MakeBackend(kernels::BackendKind::kReference, {});
+    const auto cache = *KvCache::Create(backend.get(), {group},
+                                        {.dtype = dtype, .budget_bytes = 4 * group.page_bytes});
+    ASSERT_EQ(cache->num_pages(0), 4);
+    const std::vector<int32_t> pages = {0, 1, 2, 3};
+    ASSERT_TRUE(cache->Commit(0, pages).ok());
+    for (const int32_t layer : {0, 2}) {
+      const kernels::PagedKv view = cache->View(0, layer);
+      const kernels::PagedKv index = cache->IndexView(0, layer);
+      EXPECT_EQ(index.k, index.v);
+      EXPECT_EQ(index.num_heads, 1);
+      EXPECT_EQ(index.head_dim, 14);
+      EXPECT_EQ(index.dtype, dtype);
+      EXPECT_EQ(index.page_stride, view.page_stride);
+      EXPECT_EQ(index.num_pages, view.num_pages);
+      EXPECT_EQ(index.summaries, nullptr);
+      EXPECT_EQ(index.k_scale, 1.0f);
+      // It ends where the page ends, and begins behind latents and summaries.
+      const int64_t begin = static_cast<char*>(index.k) - static_cast<char*>(view.k);
+      EXPECT_EQ(begin + index_bytes, view.page_stride);
+      EXPECT_GE(begin, kernels::KvHeadPageBytes(dtype, 40) +
+                           (summaries ? kernels::PageSummaryBytes(dtype, 40) : 0));
+      EXPECT_EQ(begin % 4, 0);
+    }
+  }
+}
+
 TEST(KvCache, RefusesABudgetBelowOnePageOfEachGroup) {
   const auto backend = *kernels::MakeBackend(kernels::BackendKind::kReference, {});
   const auto cache =

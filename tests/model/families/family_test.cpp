@@ -118,6 +118,78 @@ TEST(Family, RefusesLearnedSparsityThatItDoesNotCompute) {
   EXPECT_THAT(Error("moba", [](json* c) { c->erase("moba_topk"); }), HasSubstr("moba_topk"));
 }
 
+TEST(Family, ReadsWhichLayersHaveAnIndexer) {
+  const auto indexers = [](const EditedCheckpoint::Edit& edit) {
+    std::string layers;
+    for (const LayerSpec& layer : Load("glm_moe_dsa", edit).layers) {
+      EXPECT_EQ(layer.attention.native.dsa.topk, 21);
+      layers += layer.attention.indexer.num_heads > 0 ? 'F' : 'S';
+    }
+    return layers;
+  };
+  EXPECT_EQ(indexers({}), "FFSFS");
+  EXPECT_EQ(indexers([](json* c) {  // index_topk_freq is 2, index_skip_topk_offset too
+              c->erase("indexer_types");
+            }),
+            "FFSFS");
+  EXPECT_EQ(indexers([](json* c) {
+              c->erase("indexer_types");
+              (*c)["index_topk_pattern"] = "FFSFSF";  // that of a predicting layer behind
+            }),
+            "FFSFS");
+  const auto refusal = [](const char* key, const json& value) {
+    return Error("glm_moe_dsa", [&](json* c) {
+      c->erase("indexer_types");
+      (*c)[key] = value;
+    });
+  };
+  EXPECT_THAT(refusal("index_topk_pattern", "FFSF"), HasSubstr("is of 4 layers"));
+  EXPECT_THAT(refusal("index_topk_pattern", "SFFFS"), HasSubstr("makes layer 0 neither full"));
+  EXPECT_THAT(refusal("index_topk_pattern", "FFXFS"), HasSubstr("makes layer 2 neither full"));
+  EXPECT_THAT(refusal("indexer_types", {"full", "full", "half", "full", "full"}),
+              HasSubstr("makes layer 2 neither full"));
+  EXPECT_THAT(refusal("index_topk_freq", 0), HasSubstr("index_topk_freq"));
+  // A layer that must have an indexer and has none, and the other way round.
+  EXPECT_THAT(refusal("index_topk_freq", 1), HasSubstr("model.layers.2.self_attn.indexer.wq_b"));
+  EXPECT_THAT(refusal("index_topk_freq", 4), HasSubstr("does not use"));
+  // Rotated by pairs, as attention is; or by halves where the file says so.
+  EXPECT_EQ(Load("glm_moe_dsa").ropes.size(), 1u);
+  const ModelSpec halves =
+      Load("glm_moe_dsa", [](json* c) { (*c)["indexer_rope_interleave"] = false; });
+  ASSERT_EQ(halves.ropes.size(), 2u);
+  EXPECT_TRUE(halves.ropes[0].variants[0].interleaved);
+  EXPECT_FALSE(halves.ropes[1].variants[0].interleaved);
+  EXPECT_EQ(halves.layers[0].attention.indexer.rope, 1);
+}
+
+TEST(Family, RefusesHostileIndexers) {
+  const auto error = [](const char* key, const json& value) {
+    return Error("deepseek_v32", [&](json* c) { (*c)[key] = value; });
+  };
+  EXPECT_THAT(error("index_topk", 0), HasSubstr("\"index_topk\" is 0"));
+  EXPECT_THAT(error("index_topk", -1), HasSubstr("index_topk"));
+  EXPECT_THAT(error("index_topk", int64_t{1} << 40), HasSubstr("index_topk"));
+  EXPECT_THAT(error("index_topk", nullptr), HasSubstr("index_topk"));
+  EXPECT_THAT(error("index_n_heads", 0), HasSubstr("index_n_heads"));
+  // Fewer channels than are rotated, and other shapes than the tensors have.
+  EXPECT_THAT(error("index_head_dim", 7), HasSubstr("index_head_dim"));
+  EXPECT_THAT(error("index_head_dim", 16), HasSubstr("indexer.wq_b.weight"));
+  EXPECT_THAT(error("index_n_heads", 8), HasSubstr("indexer.wq_b.weight"));
+  EXPECT_THAT(error("q_lora_rank", nullptr), HasSubstr("makes its queries from the queries' latent"));
+  EXPECT_THAT(error("mlp_layer_types", {"sparse", "dense", "sparse"}),
+              HasSubstr("first_k_dense_replace"));
+  // Without index keys: the model before this one, whose family does not know the tensors.
+  EXPECT_THAT(error("model_type", "deepseek_v3"), HasSubstr("indexer"));
+  EXPECT_THAT(Error("deepseek_v3",
+                    [](json* c) {
+                      (*c)["model_type"] = "deepseek_v32";
+                      (*c)["index_topk"] = 8;
+                      (*c)["index_n_heads"] = 2;
+                      (*c)["index_head_dim"] = 8;
+                    }),
+              HasSubstr("model.layers.0.self_attn.indexer.wq_b.weight"));
+}
+
 TEST(Family, RefusesHostileDimensions) {
   for (const auto& [key, value] :
        std::vector<std::pair<const char*, json>>{{"hidden_size", 0},

@@ -19,8 +19,10 @@ using nlohmann::json;
 constexpr const char* kFolders[] = {"cohere2",
                                     "deepseek_v2",
                                     "deepseek_v3",
+                                    "deepseek_v32",
                                     "gemma2",
                                     "gemma3",
+                                    "glm_moe_dsa",
                                     "gpt_oss",
                                     "gpt_oss_mxfp4",
                                     "llama",
@@ -68,6 +70,13 @@ void ExpectSound(const ModelSpec& spec) {
     if (a.native.moba.chunk > 0) {
       EXPECT_EQ(a.native.moba.chunk % kernels::kPageTokens, 0);
       EXPECT_GT(a.native.moba.topk, 0);
+    }
+    if (a.indexer.num_heads > 0) {
+      EXPECT_GT(a.native.dsa.topk, 0);
+      EXPECT_TRUE(a.is_latent() && a.latent.q_rank > 0);
+      EXPECT_GE(a.indexer.head_dim, a.latent.rope_dim);
+      EXPECT_LT(a.indexer.rope, static_cast<int32_t>(spec.ropes.size()));
+      EXPECT_EQ(layer.weights.index_norm.shape[0], a.indexer.head_dim);
     }
     EXPECT_LT(a.rope, static_cast<int32_t>(spec.ropes.size()));
     EXPECT_EQ(layer.weights.wo.shape[1],

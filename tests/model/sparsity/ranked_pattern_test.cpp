@@ -203,6 +203,91 @@ TEST(RankedPattern, LearnedSparsityIsNative) {
                                      "moba(3 of 512,generated)"));
 }
 
+// Layers with an indexer; the last one reads what the layer before it chooses.
+ModelSpec IndexedSpec() {
+  ModelSpec spec = Spec();
+  for (LayerSpec& layer : spec.layers) {
+    layer.attention.num_kv_heads = 1;
+    layer.attention.head_dim = 576;
+    layer.attention.latent = {.kv_rank = 512, .q_rank = 1536, .rope_dim = 64};
+    layer.attention.indexer = {.num_heads = 64, .head_dim = 128};
+    layer.attention.native.dsa.topk = 2048;
+  }
+  spec.layers[3].attention.indexer = {};
+  return spec;
+}
+
+absl::StatusOr<SparsityPlan> ResolveIndexed(const std::string& plan_text, int32_t context = 0) {
+  const auto policy = SparsityPolicy::Parse(plan_text);
+  if (!policy.ok()) return policy.status();
+  return SparsityPlan::Resolve(*policy, IndexedSpec(), kernels::KvDType::kFp8, context);
+}
+
+TEST(RankedPattern, IndexKeysAreOfTheLayersThatChooseByThem) {
+  const auto native = ResolveIndexed("{}");
+  ASSERT_TRUE(native.ok()) << native.status();
+  ASSERT_EQ(native->patterns.size(), 1u);
+  EXPECT_EQ(native->patterns[0]->Describe(), "dsa(2048)");
+  EXPECT_EQ(native->chunk_alignment, 1);
+  EXPECT_TRUE(native->one_numerics_class);
+  ASSERT_EQ(native->groups.size(), 2u);
+  EXPECT_EQ(native->groups[0].name, "full_index");
+  EXPECT_EQ(native->groups[0].index_dim, 128);
+  EXPECT_EQ(native->groups[0].page_bytes, 3 * 64 * (576 + 128));
+  EXPECT_FALSE(native->groups[0].summaries);
+  EXPECT_EQ(native->groups[1].name, "full");
+  EXPECT_EQ(native->groups[1].page_bytes, 64 * 576);
+  for (const NumericsClass numerics : {NumericsClass::kPrompt, NumericsClass::kGenerated}) {
+    EXPECT_EQ(native->KeysSeen(0, 2047, numerics), 2048);
+    EXPECT_EQ(native->KeysSeen(0, 2048, numerics), 2048);
+    EXPECT_EQ(native->KeysSeen(0, 100'000, numerics), 2048);
+  }
+  // Rows that choose stand alone, before and behind each cut.
+  SelectionBuilder builder;
+  const QueryRun run = {.num_rows = 200, .first_position = 1900};
+  native->patterns[0]->Select({&run, 1}, &builder);
+  int64_t rows = 0;
+  for (size_t t = 0; t < builder.tiles.size(); ++t) {
+    const kernels::QueryTile& tile = builder.tiles[t];
+    rows += tile.num_rows;
+    EXPECT_TRUE(tile.num_rows == 1 || tile.first_position + tile.num_rows <= 2048);
+    EXPECT_EQ(builder.list_count[t],
+              std::min<int64_t>(2048, int64_t{tile.first_position} + tile.num_rows));
+  }
+  EXPECT_EQ(rows, 200);
+  // Where no query sees more than it may choose, and under other patterns, there are no index keys.
+  for (const auto& plan : {ResolveIndexed("{}", 2048),
+                           ResolveIndexed(R"({"default": {"pattern": "dense"}})")}) {
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    ASSERT_EQ(plan->groups.size(), 1u);
+    EXPECT_EQ(plan->groups[0].index_dim, 0);
+    EXPECT_EQ(plan->patterns[0]->Describe(), "dense");
+  }
+  const auto other = ResolveIndexed(R"({"default": {"pattern": "dsa", "topk": 1024}})");
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_EQ(other->patterns[0]->Describe(), "dsa(1024)");
+  EXPECT_NE(other->digest, native->digest);
+}
+
+TEST(RankedPattern, RefusesIndicesThatNobodyChooses) {
+  EXPECT_THAT(Refusal(R"("pattern": "dsa")"), HasSubstr("chooses keys by an indexer"));
+  for (const char* topk : {"0", "-1", "1e300", "\"x\""}) {
+    const auto plan = ResolveIndexed(StrCat(R"({"default": {"pattern": "dsa", "topk": )", topk, "}}"));
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument) << topk;
+    EXPECT_THAT(std::string(plan.status().message()), HasSubstr("topk"));
+  }
+  for (const char* rule : {R"({"layers": "2", "pattern": "dense"})",
+                           R"({"layers": "2", "heads": "0-3", "pattern": "dense"})",
+                           R"({"layers": "3", "pattern": "dsa", "topk": 1024})"}) {
+    const auto plan = ResolveIndexed(
+        StrCat(R"({"default": {"pattern": "native"}, "layers": [)", rule, "]}"));
+    EXPECT_THAT(std::string(plan.status().message()),
+                HasSubstr("layer 3 has no indexer and reads the tokens that the layer before it"));
+  }
+  // The layer itself may be served densely.
+  EXPECT_TRUE(ResolveIndexed(R"({"layers": [{"layers": "3", "pattern": "dense"}]})").ok());
+}
+
 // Every parameter changes the function, and so the digest.
 TEST(RankedPattern, TheDigestCoversEveryParameter) {
   std::set<std::string> digests;
