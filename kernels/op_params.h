@@ -279,6 +279,9 @@ struct AttentionParams {
   const float* sinks = nullptr;           // [query heads], or nullptr
   TensorView out = {};                    // [rows, query heads, head_dim]
   float* lse = nullptr;                   // [rows, query heads], or nullptr
+  // Channels of a value that are asked for, the first of them; 0: all. Those of out behind them are
+  // the values' too, or 0, as the backend likes.
+  int32_t value_dim = 0;
   // Added to, or nullptr. What lists with padding show that lie on a device is added by EndStep: there the
   // counters must live until then.
   AttentionCounters* counters = nullptr;

@@ -279,6 +279,7 @@ absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part
         .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
         .out = Heads(out, first, segment.query.count, a.head_dim),
         .lse = lse == nullptr ? nullptr : lse + int64_t{rows_} * segment.query.first,
+        .value_dim = a.latent.kv_rank,
         .counters = &counters};
     RETURN_IF_ERROR(backend_->Attention(params));
     PatternCounters& total = (*counters_)[static_cast<size_t>(segment.pattern)];

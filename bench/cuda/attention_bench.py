@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Attention kernels beside PyTorch's on the same tensors, in one run: ceilings first, then a table.
 
-Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,density,chunk,packed,decode,fp8]
+Usage: attention_bench.py LIBRARY [--groups dense,sparse,window,density,chunk,packed,decode,fp8,latent]
        [--peers cudnn,flex]
 Rates: prefill counts 4 * 128 * 128 * head size operations for every 128 x 128 tile that a list names
-(tiles on the diagonal whole); decode counts the bytes of the listed keys and values.
+(tiles on the diagonal whole); decode counts the bytes of the listed keys and values. Latents count
+2 * (576 + 512) operations for a query head and key that it sees, and bytes once.
 """
 import argparse
 import ctypes
@@ -23,7 +24,7 @@ class Call(ctypes.Structure):
                 "q k v out lse table kv_lens tiles list_begin list_count entries edges".split()] + [
         (n, ctypes.c_int64) for n in
         "rows query_heads kv_heads head_dim num_pages table_stride num_sequences num_tiles "
-        "list_heads num_list_heads entry_tokens query_tile num_entries type".split()] + [
+        "list_heads num_list_heads entry_tokens query_tile num_entries type value_dim".split()] + [
         ("scale", ctypes.c_double)]
 
 
@@ -480,6 +481,73 @@ def bench_fp8(lib, flop_ceiling, byte_ceiling, lengths, dim=128, heads=32, kv_he
                    times[0], f"diff {difference(outs[1][0], outs[0][0]):.1e}")
 
 
+LATENT, VALUE = 576, 512
+
+
+def latent_problem(problem):
+    problem.call.value_dim = VALUE
+    return problem
+
+
+def absorbed(q, latents):
+    """The same by matrix products: q [batch, rows, 576], latents [batch, keys, 576], all visible."""
+    scores = torch.bmm(q * LATENT ** -0.5, latents.transpose(1, 2))
+    return torch.bmm(torch.softmax(scores, 2), latents[:, :, :VALUE])
+
+
+def bench_latent(lib, flop_ceiling, byte_ceiling, heads=128):
+    """Absorbed latent attention (DeepSeek): one KV head, whose keys' first channels are the values.
+    Peers: the same by matrix products, which store the scores; for prompts PyTorch's attention on keys
+    and values expanded to 192 and 128 channels a head, without the expansion."""
+    tokens = 65536
+    pool = 16 * (tokens // PAGE)  # 1.2 GB; sequences share pages beyond it
+    pages = torch.randn(pool, 1, PAGE, LATENT, device=DEVICE, dtype=torch.bfloat16)
+    for batch, keys in ((1, tokens), (8, tokens), (32, tokens), (32, 2048)):
+        table = torch.stack([torch.randperm(pool, device=DEVICE)[:tokens // PAGE]
+                             for _ in range(batch)]).to(torch.int32).contiguous()
+        problem = latent_problem(decode_problem(batch, tokens, keys, heads, 1, LATENT, pages, pages,
+                                                table, 0))
+        plan, run = lib.decode(problem, keys // PAGE, portable=1)
+        plan()
+        ms = graphed([run] * (1 if batch > 8 else 4))
+        gb, flops = batch * keys * LATENT * 2 / 1e9, 2.0 * batch * keys * heads * (LATENT + VALUE)
+        peer_ms, note = None, f"plan {graphed([plan]) * 1e3:.1f} us, {gb / ms:.2f} TB/s " \
+            f"({gb / ms / byte_ceiling:.1%} of ceiling)"
+        if keys == tokens and batch <= 8:
+            latents = pages[table.long()].reshape(batch, tokens, LATENT)
+            q = problem.keep[0]
+            want = absorbed(q, latents)
+            note += f" diff {difference(problem.out[:, :, :VALUE], want):.1e}"
+            peer_ms = timed(lambda: absorbed(q, latents))
+            report(f"matmul latent decode B={batch} 64K", peer_ms, flops / peer_ms / 1e9, "TFLOP/s",
+                   flop_ceiling)
+            del latents, want
+        report(f"ours latent decode B={batch} {keys // 1024}K of 64K", ms, flops / ms / 1e9, "TFLOP/s",
+               flop_ceiling, "matmul", peer_ms, note)
+    del pages
+    tokens = 8192
+    q = torch.randn(heads, tokens, LATENT, device=DEVICE, dtype=torch.bfloat16)
+    latents = torch.randn(1, tokens, LATENT, device=DEVICE, dtype=torch.bfloat16)
+    problem = prefill_problem(q, latents, latents, None, 0)
+    problem.call.v = problem.call.k
+    plan, run = lib.prefill(latent_problem(problem), packed=1, portable=1)
+    plan()
+    ms = timed(run, 5, 2)
+    flops = 2.0 * (LATENT + VALUE) * heads * tokens * (tokens + 1) / 2
+    last = absorbed(q[:, -1:].reshape(1, heads, LATENT), latents)
+    note = f"last row's diff {difference(problem.out[-1, :, :VALUE], last[0]):.1e}"
+    expanded = [torch.randn(1, heads, tokens, n, device=DEVICE, dtype=torch.bfloat16)
+                for n in (192, 192, 128)]
+
+    def sdpa():
+        return torch.nn.functional.scaled_dot_product_attention(*expanded, is_causal=True)
+    peer_ms = timed(sdpa, 5, 2)
+    report("SDPA on expanded keys 8K", peer_ms,
+           2.0 * 320 * heads * tokens * (tokens + 1) / 2 / peer_ms / 1e9, "TFLOP/s", flop_ceiling)
+    report("ours latent prefill 8K", ms, flops / ms / 1e9, "TFLOP/s", flop_ceiling,
+           "SDPA on expanded keys", peer_ms, note)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
@@ -500,6 +568,9 @@ def main():
             bench_chunk(lib, flops, max(int(n) for n in args.lengths.split(",")), dim)
         if "fp8" in groups:
             bench_fp8(lib, flops, bytes_rate, [int(n) for n in args.lengths.split(",")], dim)
+    if "latent" in groups:
+        torch.cuda.empty_cache()
+        bench_latent(lib, flops, bytes_rate)
     if "decode" in groups:
         torch.cuda.empty_cache()
         bench_decode(lib, peers, bytes_rate)

@@ -24,7 +24,8 @@ struct Call {
   void *q, *k, *v, *out, *lse, *table, *kv_lens, *tiles, *list_begin, *list_count, *entries, *edges;
   int64_t rows, query_heads, kv_heads, head_dim, num_pages, table_stride, num_sequences, num_tiles,
       list_heads, num_list_heads, entry_tokens, query_tile, num_entries,
-      type;  // 0: bf16, 1: f16, 2: f16 and an e4m3 cache
+      type,  // 0: bf16, 1: f16, 2: f16 and an e4m3 cache
+      value_dim;
   double scale;
 };
 
@@ -57,6 +58,7 @@ AttentionParams Params(const Call& c) {
   p.selection.entries = static_cast<const int32_t*>(c.entries);
   p.selection.num_entries = c.num_entries;
   p.selection.edges = static_cast<const EdgeRule*>(c.edges);
+  p.value_dim = static_cast<int32_t>(c.value_dim);
   p.scale = static_cast<float>(c.scale);
   return p;
 }
@@ -85,9 +87,7 @@ int ls_prefill(const Call* c, int portable, int packed, void* scratch, int64_t s
       Stream(stream), Path(portable));
 }
 int64_t ls_decode_scratch(const Call* c, int max_pages) {
-  return longstride::kernels::cuda::DecodeScratchBytes(
-      static_cast<int32_t>(c->num_tiles), static_cast<int32_t>(c->query_heads),
-      static_cast<int32_t>(c->kv_heads), static_cast<int32_t>(c->head_dim), max_pages);
+  return longstride::kernels::cuda::DecodeScratchBytes(Params(*c), max_pages);
 }
 int ls_decode_plan(const Call* c, int max_pages, void* scratch, int64_t stream) {
   return longstride::kernels::cuda::LaunchDecodePlan(Params(*c), max_pages, scratch,

@@ -36,9 +36,9 @@ struct AttentionStatus {
 
 // Why the kernels of a path cannot run these params (a constant sentence), or nullptr if they can:
 // q, k, v of one 16-bit type, or f16 and an e4m3 cache, head size 64, 128 or 256 (portable: one
-// that the build has), entries of 64 or 128 positions, query tiles of 128 rows at most (prefill) or
-// group * rows <= 16 (decode), 16-byte aligned rows and pages. `counters` must be null: the
-// selection's maker knows the counts.
+// that the build has, or latents of bf16 or f16), entries of 64 or 128 positions, query tiles of
+// 128 rows at most (prefill) or group * rows <= 16 (decode; not of latents), 16-byte aligned rows
+// and pages. `counters` must be null: the selection's maker knows the counts.
 const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout,
                            KernelPath path = KernelPath::kFast);
 const char* DecodeRefusal(const AttentionParams& p, KernelPath path = KernelPath::kFast);
@@ -56,9 +56,9 @@ cudaError_t LaunchPrefillPlan(const AttentionParams& p, PrefillLayout layout, vo
 cudaError_t LaunchPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,
                           cudaStream_t stream, KernelPath path = KernelPath::kFast);
 
-// Bytes of scratch for decoding `num_tiles` tiles whose lists have at most `max_list_pages` pages.
-int64_t DecodeScratchBytes(int32_t num_tiles, int32_t num_query_heads, int32_t num_kv_heads,
-                           int32_t head_dim, int32_t max_list_pages);
+// Bytes of scratch for decoding lists of at most `max_list_pages` pages, for a call of these sizes:
+// selection's num_tiles, query_tile and list_heads, q's heads, the cache's heads and head size.
+int64_t DecodeScratchBytes(const AttentionParams& p, int32_t max_list_pages);
 
 // `max_list_pages` is what the scratch was sized by; a longer list sets the status word and is cut.
 cudaError_t LaunchDecodePlan(const AttentionParams& p, int32_t max_list_pages, void* scratch,

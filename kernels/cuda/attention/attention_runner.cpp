@@ -6,6 +6,7 @@
 #include "kernels/count_keys.h"
 #include "kernels/cuda/attention/convert.h"
 #include "kernels/cuda/attention/float_attention.h"
+#include "kernels/cuda/attention/latent.h"
 
 namespace longstride::kernels::cuda {
 namespace {
@@ -25,7 +26,8 @@ bool SamePlan(const AttentionParams& a, const AttentionParams& b) {
          a.selection.num_tiles == b.selection.num_tiles && a.kv_lens == b.kv_lens &&
          a.page_table.pages == b.page_table.pages && a.generated == b.generated &&
          a.q.shape[1] == b.q.shape[1] && a.cache.num_heads == b.cache.num_heads &&
-         a.cache.head_dim == b.cache.head_dim && a.cache.dtype == b.cache.dtype;
+         a.cache.head_dim == b.cache.head_dim && a.cache.dtype == b.cache.dtype &&
+         (a.cache.k == a.cache.v) == (b.cache.k == b.cache.v) && a.value_dim == b.value_dim;
 }
 
 int32_t MostRows(const KvSelection& s) {
@@ -213,7 +215,6 @@ absl::Status AttentionRunner::PlanGenerated(const AttentionParams& p,
                                             const std::vector<int32_t>& tiles,
                                             AttentionParams shape, Plan* plan) {
   const KvSelection& s = p.selection;
-  const auto heads = static_cast<int32_t>(p.q.shape[1]);
   KvSelection& part = plan->generated.selection;
   part = plan->device.selection;
   part.query_tile = 1;
@@ -222,16 +223,13 @@ absl::Status AttentionRunner::PlanGenerated(const AttentionParams& p,
     RETURN_IF_ERROR(UploadRows(p, tiles, &part));
     longest = rows_.longest;
   }  // else the lists are those of single rows as they stand
+  shape.selection = part;
   // Sized in powers of two, so that scratch addresses hold for a while.
   const auto pages = static_cast<uint32_t>(
       std::max(1, longest * (s.entry_tokens / kPageTokens)));
   plan->generated.max_list_pages = static_cast<int32_t>(std::bit_ceil(pages));
   ASSIGN_OR_RETURN(plan->generated.scratch,
-                   StepMemory(DecodeScratchBytes(part.num_tiles, heads, p.cache.num_heads,
-                                                 p.cache.head_dim,
-                                                 plan->generated.max_list_pages),
-                              false));
-  shape.selection = part;
+                   StepMemory(DecodeScratchBytes(shape, plan->generated.max_list_pages), false));
   RETURN_IF_ERROR(context_.Check(LaunchDecodePlan(shape, plan->generated.max_list_pages,
                                                   plan->generated.scratch, context_.stream()),
                                  "Attention"));
@@ -291,6 +289,11 @@ absl::Status AttentionRunner::MeasureLists(const AttentionParams& p, const Plan&
 }
 
 absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Plan& plan) {
+  if (IsLatent(p) && !LatentFits()) {
+    return absl::UnimplementedError(
+        "Latent attention of 576 channels takes a GPU with 155 KB of shared memory for a block, "
+        "such as an A100 or H100; use --device cpu.");
+  }
   Scratch scratch(context_);
   ASSIGN_OR_RETURN(uint16_t* q, scratch.Take<uint16_t>(p.q.num_elements()));
   ASSIGN_OR_RETURN(uint16_t* out, scratch.Take<uint16_t>(p.q.num_elements()));

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/attention/latent.h"
 
 namespace longstride::kernels::cuda {
 
@@ -12,18 +13,22 @@ inline constexpr int kMaxBlocks = 1024;  // persistent blocks at most
 
 // Pages of one part of a list. It depends on the list's own length alone, so that a sequence's
 // results do not depend on its company; a part has at most 32 pages, a lane each.
-inline constexpr int32_t kLongList = 512;
-__host__ __device__ constexpr int32_t PartPages(int32_t list_pages) {
-  return list_pages <= kLongList ? 16 : 32;
-}
-__host__ __device__ constexpr int32_t PartCount(int32_t list_pages) {
-  return (list_pages + PartPages(list_pages) - 1) / PartPages(list_pages);
-}
-// The most parts of any list of up to that many pages.
-constexpr int32_t MaxPartCount(int32_t list_pages) {
-  return list_pages <= kLongList ? PartCount(list_pages)
-                                 : std::max(PartCount(list_pages), PartCount(kLongList));
-}
+struct PartRule {
+  int32_t long_list = 512;  // longer lists have parts of 32 pages, others of 16
+  __host__ __device__ constexpr int32_t Pages(int32_t list_pages) const {
+    return list_pages <= long_list ? 16 : 32;
+  }
+  __host__ __device__ constexpr int32_t Count(int32_t list_pages) const {
+    return (list_pages + Pages(list_pages) - 1) / Pages(list_pages);
+  }
+  // The most parts of any list of up to that many pages.
+  constexpr int32_t MaxCount(int32_t list_pages) const {
+    return list_pages <= long_list ? Count(list_pages)
+                                   : std::max(Count(list_pages), Count(long_list));
+  }
+};
+// Latents are bound by arithmetic: one sequence of 64K fills a chip with parts of 16 pages.
+inline constexpr PartRule kLatentParts = {.long_list = 2048};
 
 // One part of one list: what a thread block does at a time.
 struct DecodeUnit {
@@ -55,36 +60,31 @@ struct DecodeLayout {
   int32_t rows = 0;            // packed rows per item at most
   int32_t max_units = 0;
   bool shared_lists = false;  // one list for all items of a tile
+  PartRule parts;
   // Distance of a list's consecutive parts in the order of units.
   __host__ __device__ int32_t part_stride() const { return shared_lists ? item_heads : 1; }
   int64_t first_at = 0, units_at = 0, norms_at = 0, parts_at = 0, bytes = 0;
 };
 
-inline DecodeLayout MakeDecodeLayout(int32_t num_tiles, int32_t query_heads, int32_t item_heads,
-                                     int32_t rows, int32_t head_dim, int32_t max_list_pages) {
+inline DecodeLayout LayoutOf(const AttentionParams& p, int32_t max_list_pages) {
+  const auto heads = static_cast<int32_t>(p.q.shape[1]);
   DecodeLayout l;
-  l.item_heads = item_heads;
-  l.heads_per_item = query_heads / item_heads;
-  l.items = num_tiles * item_heads;
-  l.rows = rows;
-  l.max_units = std::max(l.items * MaxPartCount(std::max(1, max_list_pages)), kMaxBlocks);
+  l.shared_lists = p.selection.list_heads == ListHeads::kShared;
+  l.item_heads = p.selection.list_heads == ListHeads::kPerQHead ? heads : p.cache.num_heads;
+  l.heads_per_item = heads / l.item_heads;
+  l.items = p.selection.num_tiles * l.item_heads;
+  l.rows = l.heads_per_item * p.selection.query_tile;
+  if (IsLatent(p)) l.parts = kLatentParts;
+  l.max_units = l.items * l.parts.MaxCount(std::max(1, max_list_pages));
+  // Blocks of the fast kernel read a unit each before they know how many there are.
+  if (!IsLatent(p)) l.max_units = std::max(l.max_units, kMaxBlocks);
   const auto aligned = [](int64_t n) { return (n + 255) / 256 * 256; };
   l.first_at = sizeof(DecodeHeader);
   l.units_at = aligned(l.first_at + (static_cast<int64_t>(l.items) + 1) * 4);
+  const int64_t rows = static_cast<int64_t>(l.max_units) * l.rows;
   l.norms_at = aligned(l.units_at + static_cast<int64_t>(l.max_units) * sizeof(DecodeUnit));
-  l.parts_at = aligned(l.norms_at + static_cast<int64_t>(l.max_units) * rows * 8);
-  l.bytes = l.parts_at + static_cast<int64_t>(l.max_units) * rows * head_dim * 4;
-  return l;
-}
-
-inline DecodeLayout LayoutOf(const AttentionParams& p, int32_t max_list_pages) {
-  const int32_t heads = static_cast<int32_t>(p.q.shape[1]);
-  const int32_t item_heads =
-      p.selection.list_heads == ListHeads::kPerQHead ? heads : p.cache.num_heads;
-  DecodeLayout l = MakeDecodeLayout(p.selection.num_tiles, heads, item_heads,
-                                    heads / item_heads * p.selection.query_tile, p.cache.head_dim,
-                                    max_list_pages);
-  l.shared_lists = p.selection.list_heads == ListHeads::kShared;
+  l.parts_at = aligned(l.norms_at + rows * 8);
+  l.bytes = l.parts_at + rows * p.cache.head_dim * 4;
   return l;
 }
 

@@ -46,8 +46,8 @@ __device__ void WriteUnits(const PlanParams& p, int32_t item, int32_t pages, int
   u.kv_head = u.head / p.query_heads_per_kv_head;
   u.reserved = 0;
   const int64_t begin = p.selection.list_begin[list] * p.pages_per_entry;
-  const int32_t part = PartPages(pages);
-  int32_t n = p.layout.shared_lists ? first - item_head * PartCount(pages) + item_head : first;
+  const int32_t part = p.layout.parts.Pages(pages), count = p.layout.parts.Count(pages);
+  int32_t n = p.layout.shared_lists ? first - item_head * count + item_head : first;
   for (int32_t at = 0; at < pages; at += part, n += p.layout.part_stride()) {
     u.list_at = begin + at;
     u.num_pages = min(part, pages - at);
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kPlanThreads) DecodePlanKernel(const PlanParam
   for (int32_t i = begin; i < end; ++i) {
     const int32_t pages = ListPages(p, i);
     if (pages > p.max_list_pages) cut = 1;
-    mine += PartCount(min(pages, p.max_list_pages));
+    mine += p.layout.parts.Count(min(pages, p.max_list_pages));
   }
   sums[thread] = mine;
   __syncthreads();
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kPlanThreads) DecodePlanKernel(const PlanParam
       p.scratch.first[i] = first;
       WriteUnits(p, i, pages, first);
     }
-    first += PartCount(pages);
+    first += p.layout.parts.Count(pages);
   }
   if (blockIdx.x == 0 && thread == kPlanThreads - 1) {
     p.scratch.first[p.layout.items] = sums[thread];
@@ -96,16 +96,8 @@ __global__ void __launch_bounds__(kPlanThreads) DecodePlanKernel(const PlanParam
 
 }  // namespace
 
-int64_t DecodeScratchBytes(int32_t num_tiles, int32_t num_query_heads, int32_t num_kv_heads,
-                           int32_t head_dim, int32_t max_list_pages) {
-  // Lists per query head make the most items, lists per KV head the most rows.
-  const int64_t per_query_head = MakeDecodeLayout(num_tiles, num_query_heads, num_query_heads,
-                                                  kDecodeRows, head_dim, max_list_pages)
-                                     .bytes;
-  const int64_t per_kv_head = MakeDecodeLayout(num_tiles, num_query_heads, num_kv_heads,
-                                               kDecodeRows, head_dim, max_list_pages)
-                                  .bytes;
-  return std::max(per_query_head, per_kv_head);
+int64_t DecodeScratchBytes(const AttentionParams& p, int32_t max_list_pages) {
+  return LayoutOf(p, max_list_pages).bytes;
 }
 
 cudaError_t LaunchDecodePlan(const AttentionParams& a, int32_t max_list_pages, void* scratch,

@@ -1,12 +1,12 @@
 // Computes Attention (op_params.h) for every shape of the contract.
-// Inputs: q, out f32 [rows, heads, dim] with dim <= 512; cache f32, f16, bf16 or int8; any selection.
-// Accumulation float32, softmax within 2e-6 of the reference.
-// A block takes 16 query rows (positions times the heads that share a list) against chunks of 32
-// keys in shared memory, a warp four of the rows: lanes are keys for the scores and columns for the
-// values. Keys are reduced in segments of kAttentionSegment absolute positions, merged in ascending
-// order, by the block itself or, where there are few blocks, by a second kernel: the same bits.
-// A chunk never spans two entries of 16 positions or more, so its keys depend on its position only.
-// Bound: shared-memory reads, a quarter of the float32 rate. Arch: any.
+// Inputs: q, out f32 [rows, heads, dim] with dim <= 640; cache f32, f16, bf16 or int8; any
+// selection. Accumulation float32, softmax within 2e-6 of the reference. A block takes 16 query
+// rows (positions times the heads that share a list) against chunks of 32 keys in shared memory, a
+// warp four of the rows: lanes are keys for the scores and columns for the values. Keys are reduced
+// in segments of kAttentionSegment absolute positions, merged in ascending order, by the block
+// itself or, where there are few blocks, by a second kernel: the same bits. A chunk never spans two
+// entries of 16 positions or more, so its keys depend on its position only. Bound: shared-memory
+// reads, a quarter of the float32 rate. Arch: any.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -574,7 +574,7 @@ cudaError_t LaunchFloatAttention(const AttentionParams& a, const FloatAttentionL
   const int32_t tiles = a.selection.num_tiles;
   return dim <= 128   ? Launch<1>(p, tiles, stream)
          : dim <= 256 ? Launch<2>(p, tiles, stream)
-                      : Launch<4>(p, tiles, stream);
+                      : Launch<5>(p, tiles, stream);
 }
 
 }  // namespace longstride::kernels::cuda

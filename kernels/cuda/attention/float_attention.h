@@ -9,7 +9,7 @@
 
 namespace longstride::kernels::cuda {
 
-inline constexpr int32_t kMaxFloatHeadDim = 512;
+inline constexpr int32_t kMaxFloatHeadDim = 640;
 
 // What a launch works on, beside the params: q and out are float32; every pointer is device memory.
 struct FloatAttentionLaunch {

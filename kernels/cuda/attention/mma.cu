@@ -1,6 +1,7 @@
 // Launches the portable tensor-core kernels, and merges the parts that decoding gives.
 #include "kernels/cuda/attention/mma.h"
 
+#include "kernels/cuda/attention/latent.h"
 #include "kernels/cuda/attention/mma_common.cuh"
 
 namespace longstride::kernels::cuda {
@@ -18,6 +19,7 @@ struct MergeParams {
   float* lse;
   int32_t num_heads;
   int32_t head_dim;
+  int32_t columns;  // that parts have; those of out behind them become 0
   float v_scale;
 };
 
@@ -35,7 +37,10 @@ __global__ void __launch_bounds__(kMergeThreads) MmaMergeKernel(const MergeParam
   const int64_t at = static_cast<int64_t>(first) * p.layout.rows + row;
   const int head = item_head * p.layout.heads_per_item + row % p.layout.heads_per_item;
   const int64_t out_row = static_cast<int64_t>(tile.row_begin) + row / p.layout.heads_per_item;
-  for (int c = static_cast<int>(threadIdx.x); c < p.head_dim; c += static_cast<int>(blockDim.x)) {
+  T* out = static_cast<T*>(p.out) + out_row * p.out_row_stride + head * p.out_head_stride;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int c = p.columns + thread; c < p.head_dim; c += threads) out[c] = static_cast<T>(0.0f);
+  for (int c = thread; c < p.columns; c += threads) {
     float best = NegativeInfinity(), sum = 0.0f, total = 0.0f;
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
@@ -51,8 +56,7 @@ __global__ void __launch_bounds__(kMergeThreads) MmaMergeKernel(const MergeParam
     RowEnd end = EndRow(best * kLn2, sum, p.sinks, head);
     end.factor *= p.v_scale;
     if (p.lse != nullptr && c == 0) p.lse[out_row * p.num_heads + head] = end.lse;
-    static_cast<T*>(p.out)[out_row * p.out_row_stride + head * p.out_head_stride + c] =
-        static_cast<T>(total * end.factor);
+    out[c] = static_cast<T>(total * end.factor);
   }
 }
 
@@ -67,6 +71,7 @@ int Log2(int n) {
 cudaError_t LaunchMmaPrefill(const AttentionParams& a, PrefillLayout layout, void* scratch,
                              cudaStream_t stream) {
   if (a.selection.num_tiles == 0) return cudaSuccess;
+  if (IsLatent(a)) return LaunchLatentPrefill(a, layout, scratch, stream);
   MmaPrefillParams p = {};
   p.shape = MakeUnitShape(a, layout);
   p.plan = static_cast<PrefillPlan*>(scratch);
@@ -114,7 +119,9 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
                              .q = a.q.data,
                              .q_row_stride = a.q.strides[0],
                              .q_head_stride = a.q.strides[1]};
-  const cudaError_t error = FindMmaKernels(a.cache.head_dim)->decode(a.cache.dtype, p, stream);
+  const cudaError_t error =
+      IsLatent(a) ? LaunchLatentDecode(a, max_list_pages, scratch, stream)
+                  : FindMmaKernels(a.cache.head_dim)->decode(a.cache.dtype, p, stream);
   if (error != cudaSuccess) return error;
   const MergeParams m = {areas,
                          layout,
@@ -126,6 +133,7 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
                          a.lse,
                          static_cast<int32_t>(a.q.shape[1]),
                          a.cache.head_dim,
+                         IsLatent(a) ? kLatentValueDim : a.cache.head_dim,
                          a.cache.v_scale};
   const auto blocks = static_cast<unsigned>(layout.items) * static_cast<unsigned>(layout.rows);
   const int threads = std::min(kMergeThreads, (a.cache.head_dim + 31) / 32 * 32);

@@ -52,17 +52,28 @@ __device__ __forceinline__ RowEnd EndRow(float best, float total, const float* s
   return end;
 }
 
-// Scores [kTiles][4] of two rows become exp2(score * factor - maximum); keeps the running maximum
-// (times factor) and this thread's part of the sum; true if what was summed before must shrink.
+// The maxima of two rows of scores [kTiles][4].
 template <int kTiles>
-__device__ __forceinline__ void OnlineSoftmax(float factor, float (&s)[kTiles][4], float (&top)[2],
-                                              float (&sum)[2], float (&shrink)[2]) {
+__device__ __forceinline__ void RowMaxima(const float (&s)[kTiles][4], float (&maxima)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float best = s[0][r * 2];
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) best = fmaxf(best, fmaxf(s[n][r * 2], s[n][r * 2 + 1]));
-    best = fmaxf(top[r], QuadMax(best) * factor);
+    maxima[r] = QuadMax(best);
+  }
+}
+
+// Scores of two rows, whose maxima are given, become exp2(score * factor - running maximum); keeps
+// that maximum (times factor) and this thread's part of the sum; `shrink` is what the sums before
+// are to be multiplied with.
+template <int kTiles>
+__device__ __forceinline__ void Exponentiate(float factor, const float (&maxima)[2],
+                                             float (&s)[kTiles][4], float (&top)[2],
+                                             float (&sum)[2], float (&shrink)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float best = fmaxf(top[r], maxima[r] * factor);
     // Where nothing was visible yet, subtract 0 instead of -inf.
     const float subtract = best == NegativeInfinity() ? 0.0f : best;
     shrink[r] = Exp2(top[r] - subtract);
@@ -79,6 +90,14 @@ __device__ __forceinline__ void OnlineSoftmax(float factor, float (&s)[kTiles][4
     }
     sum[r] = sum[r] * shrink[r] + part;
   }
+}
+
+template <int kTiles>
+__device__ __forceinline__ void OnlineSoftmax(float factor, float (&s)[kTiles][4], float (&top)[2],
+                                              float (&sum)[2], float (&shrink)[2]) {
+  float maxima[2];
+  RowMaxima(s, maxima);
+  Exponentiate(factor, maxima, s, top, sum, shrink);
 }
 
 template <int kTiles>

@@ -1,7 +1,9 @@
 // The order in which prefill's persistent blocks take their work: by section of KV heads that fit
 // the L2 cache, then longest list first. Order never changes a result, only the time.
+#include "kernels/cuda/attention/decode_params.h"
 #include "kernels/cuda/attention/edges.cuh"
 #include "kernels/cuda/attention/fp8_sizes.h"
+#include "kernels/cuda/attention/latent.h"
 #include "kernels/cuda/attention/mma.h"
 #include "kernels/cuda/attention/prefill_params.h"
 
@@ -147,7 +149,12 @@ const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
   }
   const int d = p.cache.head_dim;
   if (path == KernelPath::kPortable) {
-    if (FindMmaKernels(d) == nullptr) return "the build has no kernels for this head size";
+    if (IsLatent(p)) {
+      if (!HasLatentKernel(p.cache.dtype))
+        return "the build has no kernels for latents of this type";
+    } else if (FindMmaKernels(d) == nullptr) {
+      return "the build has no kernels for this head size";
+    }
   } else if (d != 64 && d != 128 && d != 256) {
     return "the head size is not 64, 128 or 256";
   } else if (codes && !HasFastFp8(d)) {
@@ -192,7 +199,9 @@ const char* DecodeRefusal(const AttentionParams& p, KernelPath path) {
   if (const char* why = SharedRefusal(p, path)) return why;
   const int64_t group =
       p.selection.list_heads == ListHeads::kPerQHead ? 1 : p.q.shape[1] / p.cache.num_heads;
-  if (group * p.selection.query_tile > 16) return "a tile has more than 16 query rows per KV head";
+  const bool latent = path == KernelPath::kPortable && IsLatent(p);
+  if (!latent && group * p.selection.query_tile > kDecodeRows)
+    return "a tile has more than 16 query rows per KV head";
   return nullptr;
 }
 

@@ -62,8 +62,7 @@ void RunDecode(AttentionCase* c) {
   const AttentionParams& p = c->params();
   if (const char* why = DecodeRefusal(p, path)) return Expect(false, c->spec().name + ": " + why);
   const int32_t pages = c->max_list_pages();
-  Scratch scratch(DecodeScratchBytes(p.selection.num_tiles, c->spec().query_heads,
-                                     c->spec().kv_heads, c->spec().head_dim, pages));
+  Scratch scratch(DecodeScratchBytes(p, pages));
   c->Poison();
   Must(LaunchDecodePlan(p, pages, scratch.data, nullptr), "decode plan");
   Must(LaunchDecode(p, pages, scratch.data, nullptr, path), "decode");

@@ -117,6 +117,52 @@ TEST_F(MoeGpuTest, MatchesTheReference) {
   }
 }
 
+// DeepSeek's routers, up to the released 256 experts in 8 groups of which 4 are chosen.
+TEST_F(MoeGpuTest, RoutingByGroupsMatchesTheReference) {
+  struct Case {
+    int32_t experts, groups, chosen, best, top_k;
+    ExpertScoring scoring;
+  };
+  for (const Case& c : {Case{256, 8, 4, 2, 8, ExpertScoring::kSigmoid},
+                        Case{160, 8, 3, 1, 6, ExpertScoring::kSoftmaxThenTopK},
+                        Case{48, 4, 2, 2, 5, ExpertScoring::kSigmoid},
+                        Case{7, 1, 1, 1, 3, ExpertScoring::kSigmoid}}) {
+    Layer layer;
+    layer.experts = c.experts;
+    layer.dim = 128;
+    layer.ffn = 64;
+    Make(&layer, DType::kBF16, DType::kBF16);
+    if (HasFatalFailure()) return;
+    for (const bool biased : {false, true}) {
+      if (biased && c.scoring != ExpertScoring::kSigmoid) continue;
+      for (const int64_t rows : {1, 3, 70}) {
+        std::vector<float> x = Normal(rows * layer.dim), before(rows * layer.dim),
+                           want(rows * layer.dim), logits = Normal(rows * c.experts),
+                           bias = Normal(c.experts, 0.5f);
+        if (rows == 3) logits.assign(logits.size(), 0.5f);  // ties: the lowest groups and experts
+        MoeParams p;
+        p.scoring = c.scoring;
+        p.top_k = c.top_k;
+        p.groups = {c.groups, c.chosen, c.best};
+        p.renormalize = biased;
+        p.weight_scale = 2.5f;
+        p.x = View2(x, rows, layer.dim);
+        p.router_logits = View2(logits, rows, c.experts);
+        p.out = View2(want, rows, layer.dim);
+        p.gate_up = layer.host_pointers.data();
+        p.down = layer.host_pointers.data() + layer.experts;
+        if (biased) p.selection_bias = TensorView::Vector(bias.data(), DType::kF32, c.experts);
+        ASSERT_LS_OK(reference_->Moe(p));
+        if (biased) p.selection_bias.data = OnDevice(bias);
+        const std::vector<float> got = Run(layer, p, x, logits, before);
+        EXPECT_LT(RelativeError(got, {want.begin(), want.end()}), 1e-2)
+            << c.experts << " experts in " << c.groups << " groups, rows " << rows << " biased "
+            << biased;
+      }
+    }
+  }
+}
+
 TEST_F(MoeGpuTest, ARowHasTheSameBitsInEveryCompany) {
   for (const DType type : {DType::kBF16, DType::kQ4_K, DType::kFP8_128}) {
     Layer layer;
