@@ -15,16 +15,16 @@ constexpr bool IsLatent(const AttentionParams& p) {
          p.value_dim <= kLatentValueDim;
 }
 
-// Of bf16, and of f16 where the build has it (LONGSTRIDE_CUDA_LATENT_F16).
-bool HasLatentKernel(KvDType dtype);
+// Of bf16 and f16, as the build has them (LONGSTRIDE_CUDA_LATENTS).
+bool HasLatentKernel(KvDType dtype, KernelPath path);
 // Whether the current device has the 155 KB of shared memory for a block that the kernels need.
 bool LatentFits();
 
 // As LaunchPrefill and LaunchDecode. Channels of out behind the first 512 become 0; decoding leaves
 // parts of lists, to be merged, which lack them.
 cudaError_t LaunchLatentPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,
-                                cudaStream_t stream);
+                                cudaStream_t stream, KernelPath path);
 cudaError_t LaunchLatentDecode(const AttentionParams& p, int32_t max_list_pages, void* scratch,
-                               cudaStream_t stream);
+                               cudaStream_t stream, KernelPath path);
 
 }  // namespace longstride::kernels::cuda

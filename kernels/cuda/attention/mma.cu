@@ -71,7 +71,6 @@ int Log2(int n) {
 cudaError_t LaunchMmaPrefill(const AttentionParams& a, PrefillLayout layout, void* scratch,
                              cudaStream_t stream) {
   if (a.selection.num_tiles == 0) return cudaSuccess;
-  if (IsLatent(a)) return LaunchLatentPrefill(a, layout, scratch, stream);
   MmaPrefillParams p = {};
   p.shape = MakeUnitShape(a, layout);
   p.plan = static_cast<PrefillPlan*>(scratch);
@@ -100,7 +99,7 @@ cudaError_t LaunchMmaPrefill(const AttentionParams& a, PrefillLayout layout, voi
 }
 
 cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, void* scratch,
-                            cudaStream_t stream) {
+                            cudaStream_t stream, KernelPath latents) {
   if (a.selection.num_tiles == 0) return cudaSuccess;
   const DecodeLayout layout = LayoutOf(a, max_list_pages);
   const DecodeScratch areas(layout, scratch);
@@ -120,7 +119,7 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
                              .q_row_stride = a.q.strides[0],
                              .q_head_stride = a.q.strides[1]};
   const cudaError_t error =
-      IsLatent(a) ? LaunchLatentDecode(a, max_list_pages, scratch, stream)
+      IsLatent(a) ? LaunchLatentDecode(a, max_list_pages, scratch, stream, latents)
                   : FindMmaKernels(a.cache.head_dim)->decode(a.cache.dtype, p, stream);
   if (error != cudaSuccess) return error;
   const MergeParams m = {areas,
@@ -148,6 +147,10 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
 cudaError_t LaunchPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,
                           cudaStream_t stream, KernelPath path) {
   if (PrefillRefusal(p, layout, path) != nullptr) return cudaErrorNotSupported;
+  if (IsLatent(p)) {
+    return p.selection.num_tiles == 0 ? cudaSuccess
+                                      : LaunchLatentPrefill(p, layout, scratch, stream, path);
+  }
   return path == KernelPath::kFast ? LaunchFastPrefill(p, layout, scratch, stream)
                                    : LaunchMmaPrefill(p, layout, scratch, stream);
 }
@@ -155,8 +158,9 @@ cudaError_t LaunchPrefill(const AttentionParams& p, PrefillLayout layout, void* 
 cudaError_t LaunchDecode(const AttentionParams& p, int32_t max_list_pages, void* scratch,
                          cudaStream_t stream, KernelPath path) {
   if (DecodeRefusal(p, path) != nullptr) return cudaErrorNotSupported;
-  return path == KernelPath::kFast ? LaunchFastDecode(p, max_list_pages, scratch, stream)
-                                   : LaunchMmaDecode(p, max_list_pages, scratch, stream);
+  return path == KernelPath::kFast && !IsLatent(p)
+             ? LaunchFastDecode(p, max_list_pages, scratch, stream)
+             : LaunchMmaDecode(p, max_list_pages, scratch, stream, path);
 }
 
 }  // namespace longstride::kernels::cuda

@@ -56,8 +56,9 @@ const MmaKernels* FindMmaKernels(int32_t head_dim);
 
 cudaError_t LaunchMmaPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,
                              cudaStream_t stream);
+// Latents have kernels of both paths; the merge is theirs, too.
 cudaError_t LaunchMmaDecode(const AttentionParams& p, int32_t max_list_pages, void* scratch,
-                            cudaStream_t stream);
+                            cudaStream_t stream, KernelPath latents);
 
 // The Hopper kernels behind attention.h.
 cudaError_t LaunchFastPrefill(const AttentionParams& p, PrefillLayout layout, void* scratch,

@@ -148,13 +148,10 @@ const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
     return "the cache's type differs from q's";
   }
   const int d = p.cache.head_dim;
-  if (path == KernelPath::kPortable) {
-    if (IsLatent(p)) {
-      if (!HasLatentKernel(p.cache.dtype))
-        return "the build has no kernels for latents of this type";
-    } else if (FindMmaKernels(d) == nullptr) {
-      return "the build has no kernels for this head size";
-    }
+  if (IsLatent(p)) {
+    if (!HasLatentKernel(p.cache.dtype, path)) return "the build has no kernels for such latents";
+  } else if (path == KernelPath::kPortable) {
+    if (FindMmaKernels(d) == nullptr) return "the build has no kernels for this head size";
   } else if (d != 64 && d != 128 && d != 256) {
     return "the head size is not 64, 128 or 256";
   } else if (codes && !HasFastFp8(d)) {
@@ -199,8 +196,7 @@ const char* DecodeRefusal(const AttentionParams& p, KernelPath path) {
   if (const char* why = SharedRefusal(p, path)) return why;
   const int64_t group =
       p.selection.list_heads == ListHeads::kPerQHead ? 1 : p.q.shape[1] / p.cache.num_heads;
-  const bool latent = path == KernelPath::kPortable && IsLatent(p);
-  if (!latent && group * p.selection.query_tile > kDecodeRows)
+  if (!IsLatent(p) && group * p.selection.query_tile > kDecodeRows)
     return "a tile has more than 16 query rows per KV head";
   return nullptr;
 }
