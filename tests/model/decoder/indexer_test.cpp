@@ -28,8 +28,8 @@ struct Checkpoint {
   ModelSpec spec;
 
   explicit Checkpoint(const std::string& name) {
-    auto opened = WeightsFile::Open(
-        StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/", name));
+    auto opened =
+        WeightsFile::Open(StrCat(LONGSTRIDE_SOURCE_DIR, "/tests/parity/families/data/", name));
     EXPECT_TRUE(opened.ok()) << opened.status();
     file = *std::move(opened);
     auto loaded = LoadModelSpec(*file);
@@ -134,13 +134,13 @@ std::string TestName(const ::testing::TestParamInfo<Parameters>& info) {
                 kernels::KvDTypeName(dtype));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Cpu, IndexerTest,
-    ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa"),
-                       ::testing::Values(BackendKind::kCpu),
-                       ::testing::Values(KvDType::kF32, KvDType::kF16, KvDType::kBF16, KvDType::kQ8,
-                                         KvDType::kFp8)),
-    TestName);
+INSTANTIATE_TEST_SUITE_P(Cpu, IndexerTest,
+                         ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa"),
+                                            ::testing::Values(BackendKind::kCpu),
+                                            ::testing::Values(KvDType::kF32, KvDType::kF16,
+                                                              KvDType::kBF16, KvDType::kQ8,
+                                                              KvDType::kFp8)),
+                         TestName);
 INSTANTIATE_TEST_SUITE_P(Reference, IndexerTest,
                          ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa"),
                                             ::testing::Values(BackendKind::kReference),
@@ -166,10 +166,8 @@ TEST(Indexer, PaddingChangesNoBits) {
     for (int32_t step = 0; step < 8; ++step) {
       std::vector<Piece> pieces;
       for (int s = 0; s < 3; ++s) {
-        pieces.push_back({.sequence = s,
-                          .tokens = {10 * s + step},
-                          .num_logits = 1,
-                          .numerics = kGenerated});
+        pieces.push_back(
+            {.sequence = s, .tokens = {10 * s + step}, .num_logits = 1, .numerics = kGenerated});
       }
       ASSERT_TRUE(plain.Step(pieces).ok());
       ASSERT_TRUE(padded.Step(pieces).ok());
@@ -184,7 +182,8 @@ TEST(Indexer, PaddingChangesNoBits) {
 TEST(Indexer, ALargeNumberOfTokensIsDense) {
   const Checkpoint model("deepseek_v32");
   const std::vector<int32_t> tokens = RandomTokens(200, model.spec.vocab_size, 3);
-  PagedRunner all(&model.spec, R"({"default": {"pattern": "dsa", "topk": 200}})", BackendKind::kCpu);
+  PagedRunner all(&model.spec, R"({"default": {"pattern": "dsa", "topk": 200}})",
+                  BackendKind::kCpu);
   PagedRunner dense(&model.spec, R"({"default": {"pattern": "dense"}})", BackendKind::kCpu);
   PagedRunner less(&model.spec, R"({"default": {"pattern": "dsa", "topk": 199}})",
                    BackendKind::kCpu);

@@ -175,7 +175,8 @@ TEST(Family, RefusesHostileIndexers) {
   EXPECT_THAT(error("index_head_dim", 7), HasSubstr("index_head_dim"));
   EXPECT_THAT(error("index_head_dim", 16), HasSubstr("indexer.wq_b.weight"));
   EXPECT_THAT(error("index_n_heads", 8), HasSubstr("indexer.wq_b.weight"));
-  EXPECT_THAT(error("q_lora_rank", nullptr), HasSubstr("makes its queries from the queries' latent"));
+  EXPECT_THAT(error("q_lora_rank", nullptr),
+              HasSubstr("makes its queries from the queries' latent"));
   EXPECT_THAT(error("mlp_layer_types", {"sparse", "dense", "sparse"}),
               HasSubstr("first_k_dense_replace"));
   // Without index keys: the model before this one, whose family does not know the tensors.

@@ -256,8 +256,8 @@ TEST(RankedPattern, IndexKeysAreOfTheLayersThatChooseByThem) {
   }
   EXPECT_EQ(rows, 200);
   // Where no query sees more than it may choose, and under other patterns, there are no index keys.
-  for (const auto& plan : {ResolveIndexed("{}", 2048),
-                           ResolveIndexed(R"({"default": {"pattern": "dense"}})")}) {
+  for (const auto& plan :
+       {ResolveIndexed("{}", 2048), ResolveIndexed(R"({"default": {"pattern": "dense"}})")}) {
     ASSERT_TRUE(plan.ok()) << plan.status();
     ASSERT_EQ(plan->groups.size(), 1u);
     EXPECT_EQ(plan->groups[0].index_dim, 0);
@@ -272,15 +272,16 @@ TEST(RankedPattern, IndexKeysAreOfTheLayersThatChooseByThem) {
 TEST(RankedPattern, RefusesIndicesThatNobodyChooses) {
   EXPECT_THAT(Refusal(R"("pattern": "dsa")"), HasSubstr("chooses keys by an indexer"));
   for (const char* topk : {"0", "-1", "1e300", "\"x\""}) {
-    const auto plan = ResolveIndexed(StrCat(R"({"default": {"pattern": "dsa", "topk": )", topk, "}}"));
+    const auto plan =
+        ResolveIndexed(StrCat(R"({"default": {"pattern": "dsa", "topk": )", topk, "}}"));
     EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument) << topk;
     EXPECT_THAT(std::string(plan.status().message()), HasSubstr("topk"));
   }
   for (const char* rule : {R"({"layers": "2", "pattern": "dense"})",
                            R"({"layers": "2", "heads": "0-3", "pattern": "dense"})",
                            R"({"layers": "3", "pattern": "dsa", "topk": 1024})"}) {
-    const auto plan = ResolveIndexed(
-        StrCat(R"({"default": {"pattern": "native"}, "layers": [)", rule, "]}"));
+    const auto plan =
+        ResolveIndexed(StrCat(R"({"default": {"pattern": "native"}, "layers": [)", rule, "]}"));
     EXPECT_THAT(std::string(plan.status().message()),
                 HasSubstr("layer 3 has no indexer and reads the tokens that the layer before it"));
   }
