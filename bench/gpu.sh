@@ -98,8 +98,10 @@ declare -A sanitized=(
   [attention]='attention_gpu_check|window 100'
   [products]='cuda_product_tests|--gtest_filter=*BiasAccumulation*:*PartsOfSeveralTypes*:*WideTiles*'
   [experts]='cuda_product_tests|--gtest_filter=*MoeGpuTest*:-*MatchesTheReference*'
-  [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda:-*TakesTheShare*'
-  [shares]='kernels_tests|--gtest_filter=*SelectionTest.TakesTheShare*cuda'
+  [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda:-*TheShare*:*Columns*'
+  [shares]='kernels_tests|--gtest_filter=*SelectionTest.*TheShare*cuda:*SelectionTest.*TheHeaviest*cuda'
+  [columns]='kernels_tests|--gtest_filter=*SelectionTest.*WhatColumnsDo*cuda'
+  [latents]='kernels_tests|--gtest_filter=CudaLatentTest.AwkwardSizes*'
   [sampling]='sampling_test|--gtest_filter=*DeviceSampling*OfFew:*DeviceSampling*Refuses*'
   [portable]='env|LONGSTRIDE_TEST_KERNELS=portable|kernels_tests|--gtest_filter=*AttentionTest*cuda')
 
