@@ -26,8 +26,12 @@ double LayerWeightsUsed(const model::ModelSpec& spec) {
   double sum = 0;
   for (const model::LayerSpec& layer : spec.layers) {
     const model::LayerWeights& w = layer.weights;
-    for (const auto* view : {&w.wq, &w.wk, &w.wv, &w.wo, &w.gate, &w.up, &w.down, &w.router}) {
+    for (const auto* view : {&w.wq, &w.wk, &w.wv, &w.q_up, &w.index_q, &w.index_k, &w.index_weights,
+                             &w.wo, &w.gate, &w.up, &w.down, &w.router}) {
       sum += Elements(*view);
+    }
+    for (const auto* heads : {&w.key_up, &w.value_up}) {
+      for (const kernels::TensorView& view : *heads) sum += Elements(view);
     }
     if (layer.mlp.num_experts == 0) continue;
     const double share = static_cast<double>(layer.mlp.top_k) / layer.mlp.num_experts;
@@ -42,12 +46,17 @@ double VolumeAt(const model::ModelSpec& spec, const model::SparsityPlan& plan, i
                 bool dense, NumericsClass numerics) {
   double volume = 0;
   for (size_t l = 0; l < plan.layers.size(); ++l) {
-    const int32_t head_dim = spec.layers[l].attention.head_dim;
+    const model::AttentionSpec& attention = spec.layers[l].attention;
+    const int32_t head_dim = attention.head_dim;
     for (const model::HeadSegment& segment : plan.layers[l].segments) {
-      const double keys =
-          dense ? static_cast<double>(plan.causal ? position + 1 : 2 * position + 1)
-                : plan.patterns[static_cast<size_t>(segment.pattern)]->VisibleKeys(position, numerics);
+      const auto all = static_cast<double>(plan.causal ? position + 1 : 2 * position + 1);
+      const model::SparsePattern& pattern = *plan.patterns[static_cast<size_t>(segment.pattern)];
+      const double keys = dense ? all : pattern.VisibleKeys(position, numerics);
       volume += keys * segment.query.count * head_dim;
+      const model::PageRanking* ranking = dense ? nullptr : pattern.ranking();
+      if (ranking != nullptr && ranking->by_index && keys < all) {
+        volume += 0.5 * all * attention.indexer.num_heads * attention.indexer.head_dim;
+      }
     }
   }
   return volume;

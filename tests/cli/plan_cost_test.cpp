@@ -3,6 +3,8 @@
 #include <random>
 
 #include "gtest/gtest.h"
+#include "model/families/family.h"
+#include "model/weights/weights_file.h"
 #include "tests/model/decoder/tiny_model.h"
 #include "tests/testing/random_seed.h"
 #include "tests/testing/temp_folder.h"
@@ -49,6 +51,41 @@ TEST(PlanCostTest, WindowsCostWhatTheyRead) {
   // Long lengths are sampled; a straight line is met exactly but for the rounding of positions.
   const double exact = 4.0 * 4 * 16 * (1000.0 * 1001 / 2);
   EXPECT_NEAR(AttentionVolume(tiny.spec, window, 0, 1000, true), exact, 0.01 * exact);
+}
+
+// A layer that reads what the layer before it chose scores nothing.
+TEST(PlanCostTest, IndexersScoreAllKeysAndLatentsAreMadeAndExpanded) {
+  const auto file =
+      model::WeightsFile::Open(LONGSTRIDE_SOURCE_DIR "/tests/parity/families/data/glm_moe_dsa");
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto loaded = model::LoadModelSpec(**file);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const model::ModelSpec& spec = *loaded;
+  double weights = static_cast<double>(spec.vocab_size) * spec.dim, volume = 0;
+  int without = 0;
+  for (const model::LayerSpec& layer : spec.layers) {
+    const model::AttentionSpec& a = layer.attention;
+    const model::LatentAttention& l = a.latent;
+    weights += l.q_rank * (spec.dim + a.num_heads * (l.nope_dim + l.rope_dim)) +
+               (l.kv_rank + l.rope_dim) * spec.dim +
+               a.num_heads * l.kv_rank * (l.nope_dim + l.value_dim) +
+               a.num_heads * l.value_dim * spec.dim;
+    const model::Indexer& index = a.indexer;
+    weights += index.num_heads * (index.head_dim * l.q_rank + spec.dim) +
+               (index.num_heads > 0 ? index.head_dim * spec.dim : 0);
+    without += index.num_heads == 0;
+    const model::MlpSpec& mlp = layer.mlp;
+    weights +=
+        3 * spec.dim *
+            (mlp.num_experts > 0 ? mlp.top_k * mlp.ffn_dim + mlp.shared_ffn_dim : mlp.ffn_dim) +
+        mlp.num_experts * spec.dim;
+    volume +=
+        a.native.dsa.topk * a.num_heads * a.head_dim + 0.5 * 200 * index.num_heads * index.head_dim;
+  }
+  EXPECT_GT(without, 0);
+  const PlanFlops f = FlopsOf(spec, Plan("{}", spec), 200);
+  EXPECT_DOUBLE_EQ(f.decode_linear, 2 * weights);
+  EXPECT_DOUBLE_EQ(f.decode_attention, 4 * volume);
 }
 
 TEST(PlanCostTest, FitFindsTheRatesAndNeverNegativeOnes) {
