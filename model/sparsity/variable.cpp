@@ -6,7 +6,8 @@
 // Source: DeepSpeed's VariableSparsityConfig, unidirectional, without its random blocks, which it
 // draws anew in every process (`bigbird` has random blocks that stay). Its FixedSparsityConfig,
 // unidirectional, is `fixed` with local_ctx = num_local_blocks * block, vertsize =
-// num_global_blocks and num_verts = num_different_global_patterns.
+// num_global_blocks and num_verts = num_different_global_patterns, but for a last window shorter
+// than num_global_blocks (docs/sparsity.md).
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
