@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "tests/kernels/mirrored_backend.h"
+#include "tests/kernels/stored_keys.h"
 #include "tests/kernels/test_util.h"
 
 namespace longstride::kernels {
@@ -126,7 +127,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
         Append(c, s, at, count);
         at += count;
       }
-      Store(c, s);
+      RoundAsStored(c.dtype, c.dim, &c.keys[s]);
     }
   }
 
@@ -153,22 +154,6 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
                                            .page_ids = touched.data(),
                                            .counts = counts.data(),
                                            .num_pages = static_cast<int32_t>(touched.size())}));
-  }
-
-  // From here on the problem is posed in what the cache holds.
-  static void Store(SelectionCase& c, size_t s) {
-    for (size_t i = 0; i < c.keys[s].size(); i += c.dim) {
-      float* x = c.keys[s].data() + i;
-      std::vector<int8_t> codes(c.dim);
-      float scale = 0.0f;
-      if (c.dtype == KvDType::kQ8) QuantizeKvRow(x, c.dim, codes.data(), &scale);
-      for (int32_t d = 0; d < c.dim; ++d) {
-        if (c.dtype == KvDType::kQ8) x[d] = static_cast<float>(codes[d]) * scale;
-        if (c.dtype == KvDType::kF16) x[d] = HalfToFloat(FloatToHalf(x[d]));
-        if (c.dtype == KvDType::kFp8) x[d] = E4m3ToFloat(FloatToE4m3(x[d]));
-        if (c.dtype == KvDType::kBF16) x[d] = Bfloat16ToFloat(FloatToBfloat16(x[d]));
-      }
-    }
   }
 
   // A stored summary value.
@@ -427,7 +412,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
         Append(c, s, j, end - j);
         j = end;
       }
-      Store(c, s);
+      RoundAsStored(c.dtype, c.dim, &c.keys[s]);
     }
     for (const QueryTile& tile : r.tiles) {
       for (int32_t q = 0; q < c.q_heads; ++q) {

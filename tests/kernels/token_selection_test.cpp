@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "tests/kernels/mirrored_backend.h"
+#include "tests/kernels/stored_keys.h"
 #include "tests/kernels/test_util.h"
 
 namespace longstride::kernels {
@@ -94,23 +95,7 @@ class TokenSelectionTest : public SeededTest, public testing::WithParamInterface
                                       .cache = c.cache,
                                       .page_ids = page_ids.data(),
                                       .slots = slots.data()}));
-      Store(c, s);
-    }
-  }
-
-  // From here on the problem is posed in what the cache holds.
-  static void Store(TokenCase& c, size_t s) {
-    for (size_t i = 0; i < c.keys[s].size(); i += c.dim) {
-      float* x = c.keys[s].data() + i;
-      std::vector<int8_t> codes(c.dim);
-      float scale = 0.0f;
-      if (c.dtype == KvDType::kQ8) QuantizeKvRow(x, c.dim, codes.data(), &scale);
-      for (int32_t d = 0; d < c.dim; ++d) {
-        if (c.dtype == KvDType::kQ8) x[d] = static_cast<float>(codes[d]) * scale;
-        if (c.dtype == KvDType::kF16) x[d] = HalfToFloat(FloatToHalf(x[d]));
-        if (c.dtype == KvDType::kFp8) x[d] = E4m3ToFloat(FloatToE4m3(x[d]));
-        if (c.dtype == KvDType::kBF16) x[d] = Bfloat16ToFloat(FloatToBfloat16(x[d]));
-      }
+      RoundAsStored(c.dtype, c.dim, &c.keys[s]);
     }
   }
 
