@@ -105,6 +105,27 @@ absl::Status CheckSelection(ShapeCheck& check, const AttentionParams& p) {
   return check.status();
 }
 
+absl::Status CheckSummaries(ShapeCheck& check, const PageSummaryParams& p) {
+  check.That(p.cache.summaries != nullptr || p.num_pages == 0, "a cache with summaries", 0)
+      .That(p.num_pages == 0 || (p.page_ids != nullptr && p.counts != nullptr),
+            "page ids and counts", p.num_pages);
+  for (int32_t i = 0; check.ok() && i < p.num_pages; ++i) {
+    check
+        .That(p.page_ids[i] >= kNoPage && p.page_ids[i] < p.cache.num_pages,
+              "pages inside the cache", p.page_ids[i])
+        .That(p.counts[i] >= 1 && p.counts[i] <= kPageTokens, "1 to 64 keys of a page",
+              p.counts[i]);
+  }
+  return check.status();
+}
+
+PageSummaryParams SummariesOf(const KvWriteParams& p) {
+  return {.cache = p.cache,
+          .page_ids = p.summary_pages,
+          .counts = p.summary_counts,
+          .num_pages = p.num_summaries};
+}
+
 absl::Status CheckMoe(ShapeCheck check, const MoeParams& p) {
   check.F32("x", p.x, {"rows", "dim"})
       .F32("router_logits", p.router_logits, {"rows", "experts"})
@@ -219,8 +240,19 @@ absl::Status Backend::KvWrite(const KvWriteParams& p) {
                p.page_ids[r]);
     check.That(p.slots[r] >= 0 && p.slots[r] < kPageTokens, "slots inside a page", p.slots[r]);
   }
-  RETURN_IF_ERROR(check.status());
-  return DoKvWrite(p);
+  if (p.num_summaries == 0) {
+    RETURN_IF_ERROR(check.status());
+    return DoKvWrite(p);
+  }
+  const PageSummaryParams summaries = SummariesOf(p);
+  RETURN_IF_ERROR(CheckSummaries(check, summaries));
+  return DoKvWriteSummarized(p, summaries);
+}
+
+absl::Status Backend::DoKvWriteSummarized(const KvWriteParams& p,
+                                          const PageSummaryParams& summaries) {
+  RETURN_IF_ERROR(DoKvWrite(p));
+  return DoSummarizePages(summaries);
 }
 
 absl::Status Backend::Attention(const AttentionParams& p) {
@@ -265,17 +297,7 @@ absl::Status Backend::CopyBytes(std::span<const ByteCopy> copies) {
 absl::Status Backend::SummarizePages(const PageSummaryParams& p) {
   ShapeCheck check("SummarizePages", device());
   RETURN_IF_ERROR(CheckCache(check, p.cache));
-  check.That(p.cache.summaries != nullptr || p.num_pages == 0, "a cache with summaries", 0)
-      .That(p.num_pages == 0 || (p.page_ids != nullptr && p.counts != nullptr),
-            "page ids and counts", p.num_pages);
-  for (int32_t i = 0; check.ok() && i < p.num_pages; ++i) {
-    check
-        .That(p.page_ids[i] >= kNoPage && p.page_ids[i] < p.cache.num_pages,
-              "pages inside the cache", p.page_ids[i])
-        .That(p.counts[i] >= 1 && p.counts[i] <= kPageTokens, "1 to 64 keys of a page",
-              p.counts[i]);
-  }
-  RETURN_IF_ERROR(check.status());
+  RETURN_IF_ERROR(CheckSummaries(check, p));
   return DoSummarizePages(p);
 }
 

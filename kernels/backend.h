@@ -180,6 +180,9 @@ class Backend {
   virtual absl::Status DoRope(const RopeParams& p) = 0;
   virtual absl::Status DoPositionScale(const PositionScaleParams& p) = 0;
   virtual absl::Status DoKvWrite(const KvWriteParams& p) = 0;
+  // For backends that do both at once; the arrays of both are given.
+  virtual absl::Status DoKvWriteSummarized(const KvWriteParams& p,
+                                           const PageSummaryParams& summaries);
   virtual absl::Status DoAttention(const AttentionParams& p) = 0;
   virtual absl::Status DoMergeAttention(const MergeAttentionParams& p) = 0;
   virtual absl::Status DoSummarizePages(const PageSummaryParams& p) = 0;

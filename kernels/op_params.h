@@ -88,6 +88,10 @@ struct KvWriteParams {
   PagedKv cache = {};
   const int32_t* page_ids = nullptr;  // [rows] physical page of each row, or kNoPage
   const int32_t* slots = nullptr;     // [rows] position mod kPageTokens
+  // Pages whose summaries are written then, as PageSummaryParams says.
+  const int32_t* summary_pages = nullptr;   // [num_summaries]
+  const int32_t* summary_counts = nullptr;  // [num_summaries]
+  int32_t num_summaries = 0;
 };
 
 // Writes the summaries of pages that keys were written to, from the first counts[i] slots of page

@@ -344,6 +344,16 @@ absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams& p) {
   return RunSummarizePages(p, arrays_, *context_);
 }
 
+absl::Status CudaBackend::DoKvWriteSummarized(const KvWriteParams& p,
+                                              const PageSummaryParams& summaries) {
+  if (!AddsOneKeyToEach(p, summaries)) {
+    RETURN_IF_ERROR(DoKvWrite(p));
+    return DoSummarizePages(summaries);
+  }
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
+  return RunAddKeys(p, arrays_, *context_);
+}
+
 absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
   const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return RunSelectPages(p, arrays_, *context_);

@@ -96,13 +96,27 @@ struct Row {
 
   // The least rank of the row; false where a logit is not a number.
   __device__ bool Best(uint64_t* best) {
-    uint64_t mine = kNoCut;
+    float most = -Infinity();
+    int32_t at = 0;
     bool nan = false;
-    for (int32_t i = thread; i < vocab; i += kThreads) {
-      const float x = logits[i];
-      nan = nan || x != x;
-      mine = min(mine, Rank(x, i));
+    constexpr int kAtOnce = 8;  // on their way together
+    for (int32_t first = thread; first < vocab; first += kAtOnce * kThreads) {
+      float x[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int32_t i = first + j * kThreads;
+        x[j] = i < vocab ? logits[i] : -Infinity();
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        nan = nan || x[j] != x[j];
+        if (x[j] > most) {  // of equals the first
+          most = x[j];
+          at = first + j * kThreads;
+        }
+      }
     }
+    uint64_t mine = Rank(most, at);
     for (int step = 16; step > 0; step /= 2) mine = min(mine, __shfl_xor_sync(kAll, mine, step));
     if (lane == 0) s.sums[0][warp] = mine;
     nan = __syncthreads_or(nan);

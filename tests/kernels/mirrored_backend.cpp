@@ -166,6 +166,9 @@ class MirroredBackend : public Backend {
     d.cache = m.Cache(p.cache, true);
     return m.Run([&] { return inner_->KvWrite(d); });
   }
+  absl::Status DoKvWriteSummarized(const KvWriteParams& p, const PageSummaryParams&) override {
+    return DoKvWrite(p);
+  }
   absl::Status DoAttention(const AttentionParams& p) override {
     Mirror m(*inner_);
     AttentionParams d = p;

@@ -122,38 +122,58 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
         c.pages[s * c.stride + p] = ids[next++];
       }
       c.keys.push_back(Normal(kv_lens[s] * c.kv_heads * c.dim));
-      for (int64_t at = 0; at < kv_lens[s];) {
-        const int64_t count = std::min<int64_t>(kv_lens[s] - at, RandomInt(1, 200));
-        Append(c, s, at, count);
-        at += count;
-      }
-      RoundAsStored(c.dtype, c.dim, &c.keys[s]);
     }
+    // Some of the last keys come one by one, those of all sequences at once.
+    const int64_t generated = RandomInt(0, 100);
+    std::vector<int64_t> filled(kv_lens.size(), 0);
+    for (size_t s = 0; s < kv_lens.size(); ++s) {
+      while (filled[s] < kv_lens[s] - generated) {
+        const auto count =
+            std::min<int64_t>(kv_lens[s] - generated - filled[s], RandomInt(1, 200));
+        Append(c, {{s, filled[s], count}});
+        filled[s] += count;
+      }
+    }
+    for (int64_t i = 0; i < generated; ++i) {
+      std::vector<Run> runs;
+      for (size_t s = 0; s < kv_lens.size(); ++s) {
+        if (filled[s] < kv_lens[s]) runs.push_back({s, filled[s]++, 1});
+      }
+      if (!runs.empty()) Append(c, runs);
+    }
+    for (std::vector<float>& keys : c.keys) RoundAsStored(c.dtype, c.dim, &keys);
   }
 
-  void Append(SelectionCase& c, size_t s, int64_t at, int64_t count) {
+  struct Run {
+    size_t sequence;
+    int64_t at, count;
+  };
+  void Append(SelectionCase& c, const std::vector<Run>& runs) {
     std::vector<int32_t> page_ids, slots, touched, counts;
-    for (int64_t j = at; j < at + count; ++j) {
-      page_ids.push_back(c.PageOf(s, j));
-      slots.push_back(static_cast<int32_t>(j % kPageTokens));
-      if (touched.empty() || touched.back() != page_ids.back()) {
-        touched.push_back(page_ids.back());
-        counts.push_back(0);
-      }
-      counts.back() = slots.back() + 1;
-    }
+    std::vector<float> part;
     const int64_t width = int64_t{c.kv_heads} * c.dim;
-    std::vector<float> part(c.keys[s].begin() + at * width,
-                            c.keys[s].begin() + (at + count) * width);
+    for (const Run& run : runs) {
+      for (int64_t j = run.at; j < run.at + run.count; ++j) {
+        page_ids.push_back(c.PageOf(run.sequence, j));
+        slots.push_back(static_cast<int32_t>(j % kPageTokens));
+        if (touched.empty() || touched.back() != page_ids.back()) {
+          touched.push_back(page_ids.back());
+          counts.push_back(0);
+        }
+        counts.back() = slots.back() + 1;
+      }
+      const auto keys = c.keys[run.sequence].begin();
+      part.insert(part.end(), keys + run.at * width, keys + (run.at + run.count) * width);
+    }
+    const auto count = static_cast<int64_t>(page_ids.size());
     ASSERT_LS_OK(backend_->KvWrite({.k = View3(part, count, c.kv_heads, c.dim),
                                     .v = View3(part, count, c.kv_heads, c.dim),
                                     .cache = c.cache,
                                     .page_ids = page_ids.data(),
-                                    .slots = slots.data()}));
-    ASSERT_LS_OK(backend_->SummarizePages({.cache = c.cache,
-                                           .page_ids = touched.data(),
-                                           .counts = counts.data(),
-                                           .num_pages = static_cast<int32_t>(touched.size())}));
+                                    .slots = slots.data(),
+                                    .summary_pages = touched.data(),
+                                    .summary_counts = counts.data(),
+                                    .num_summaries = static_cast<int32_t>(touched.size())}));
   }
 
   // A stored summary value.
@@ -409,7 +429,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
           const float by = static_cast<float>(RandomInt(0, 3));
           for (int64_t i = j; i < end; ++i) lean(c.keys[s].data() + i * width + h * c.dim, to, by);
         }
-        Append(c, s, j, end - j);
+        Append(c, {{s, j, end - j}});
         j = end;
       }
       RoundAsStored(c.dtype, c.dim, &c.keys[s]);
@@ -1129,7 +1149,7 @@ TEST_P(SelectionTest, TiesGoToTheLowerPage) {
       const int64_t width = int64_t{c.kv_heads} * c.dim;
       std::copy_n(c.keys[0].begin() + j % 64 * width, width, c.keys[0].begin() + j * width);
     }
-    Append(c, 0, page * 64, 64);
+    Append(c, {{0, page * 64, 64}});
   }
   for (const PageScore score : {PageScore::kBound, PageScore::kMean}) {
     Request r;

@@ -296,30 +296,30 @@ absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Pla
   }
   Scratch scratch(context_);
   ASSIGN_OR_RETURN(uint16_t* q, scratch.Take<uint16_t>(p.q.num_elements()));
-  ASSIGN_OR_RETURN(uint16_t* out, scratch.Take<uint16_t>(p.q.num_elements()));
   AttentionParams half = p;
   half.counters = nullptr;
   half.q = HalfView(q, p.cache.dtype, p.q);
-  half.out = HalfView(out, p.cache.dtype, p.q);
-  if (p.out.dtype == half.out.dtype) half.out = p.out;
   half.page_table = plan.device.page_table;
   half.kv_lens = plan.device.kv_lens;
   const cudaStream_t stream = context_.stream();
   RETURN_IF_ERROR(context_.Check(LaunchToHalf(p.q, half.q, stream), "Attention"));
-  if (plan.prompt.scratch != nullptr) {
-    half.selection = plan.prompt.selection;
-    RETURN_IF_ERROR(context_.Check(
-        LaunchPrefill(half, plan.layout, plan.prompt.scratch, stream, plan.path), "Attention"));
-  }
   if (plan.generated.scratch != nullptr) {
     half.selection = plan.generated.selection;
     RETURN_IF_ERROR(context_.Check(LaunchDecode(half, plan.generated.max_list_pages,
                                                 plan.generated.scratch, stream, plan.path),
                                    "Attention"));
   }
-  if (half.out.data == p.out.data) return absl::OkStatus();
-  return context_.Check(LaunchCoveredRows(half.out, plan.device.selection, p.out, stream),
-                        "Attention");
+  if (plan.prompt.scratch == nullptr) return absl::OkStatus();
+  half.selection = plan.prompt.selection;
+  const bool converts = p.out.dtype != half.q.dtype;
+  if (converts) {
+    ASSIGN_OR_RETURN(uint16_t* out, scratch.Take<uint16_t>(p.q.num_elements()));
+    half.out = HalfView(out, p.cache.dtype, p.q);
+  }
+  RETURN_IF_ERROR(context_.Check(
+      LaunchPrefill(half, plan.layout, plan.prompt.scratch, stream, plan.path), "Attention"));
+  if (!converts) return absl::OkStatus();
+  return context_.Check(LaunchCoveredRows(half.out, half.selection, p.out, stream), "Attention");
 }
 
 absl::Status AttentionRunner::RunFloat(const AttentionParams& p, const Plan& plan) {

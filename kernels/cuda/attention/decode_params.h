@@ -14,21 +14,23 @@ inline constexpr int kMaxBlocks = 1024;  // persistent blocks at most
 // Pages of one part of a list. It depends on the list's own length alone, so that a sequence's
 // results do not depend on its company; a part has at most 32 pages, a lane each.
 struct PartRule {
-  int32_t long_list = 512;  // longer lists have parts of 32 pages, others of 16
+  // Lists of 16 pages a part are up to `least`, and beyond `few`, where one list is enough for many
+  // blocks, up to `many`; between those two a part has 8, and beyond `many` 32.
+  int32_t least = 32, few = 127, many = 512;
   __host__ __device__ constexpr int32_t Pages(int32_t list_pages) const {
-    return list_pages <= long_list ? 16 : 32;
+    return list_pages > many ? 32 : list_pages > least && list_pages <= few ? 8 : 16;
   }
   __host__ __device__ constexpr int32_t Count(int32_t list_pages) const {
     return (list_pages + Pages(list_pages) - 1) / Pages(list_pages);
   }
   // The most parts of any list of up to that many pages.
   constexpr int32_t MaxCount(int32_t list_pages) const {
-    return list_pages <= long_list ? Count(list_pages)
-                                   : std::max(Count(list_pages), Count(long_list));
+    return std::max({Count(list_pages), Count(std::min(list_pages, few)),
+                     Count(std::min(list_pages, many))});
   }
 };
 // Latents are bound by arithmetic: one sequence of 64K fills a chip with parts of 16 pages.
-inline constexpr PartRule kLatentParts = {.long_list = 2048};
+inline constexpr PartRule kLatentParts = {.least = 0, .few = 0, .many = 2048};
 
 // One part of one list: what a thread block does at a time.
 struct DecodeUnit {

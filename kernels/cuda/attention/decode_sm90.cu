@@ -565,8 +565,16 @@ struct MergeParams {
 
 constexpr int kMergeWarps = 8;
 
+__device__ __forceinline__ void Store2(float* to, float lo, float hi) {
+  *reinterpret_cast<float2*>(to) = make_float2(lo, hi);
+}
+template <typename T>
+__device__ __forceinline__ void Store2(T* to, float lo, float hi) {
+  *reinterpret_cast<uint32_t*>(to) = Pack<T>(lo, hi);
+}
+
 // One block per (item, row). Each warp adds an eighth of the parts, in order; then the eighths.
-template <typename T, int kHeadDim>
+template <typename Out, int kHeadDim>
 __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const MergeParams p) {
   constexpr int kPerLane = kHeadDim / 32;
   __shared__ float totals[kMergeWarps][kHeadDim];
@@ -630,7 +638,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const MergeParam
     factor = mine / (sum * mine + __expf(sink - most));
   }
   factor *= p.v_scale;
-  T* out = static_cast<T*>(p.out) + out_row * p.out_row_stride + head * p.out_head_stride;
+  Out* out = static_cast<Out*>(p.out) + out_row * p.out_row_stride + head * p.out_head_stride;
   for (int pair = static_cast<int>(threadIdx.x); pair < kHeadDim / 2; pair += kMergeWarps * 32) {
     float lo = 0.0f, hi = 0.0f;
 #pragma unroll
@@ -638,12 +646,12 @@ __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const MergeParam
       lo = fmaf(totals[w][pair * 2], weights[w], lo);
       hi = fmaf(totals[w][pair * 2 + 1], weights[w], hi);
     }
-    reinterpret_cast<uint32_t*>(out)[pair] = Pack<T>(lo * factor, hi * factor);
+    Store2(out + pair * 2, lo * factor, hi * factor);
   }
 }
 
 template <typename T, typename E, int kHeadDim>
-cudaError_t Launch(KernelParams p, const MergeParams& m, cudaStream_t stream) {
+cudaError_t Launch(KernelParams p, const MergeParams& m, DType out, cudaStream_t stream) {
   using S = Sizes<E, kHeadDim>;
   constexpr int kBlocks = kHeadDim <= 128 ? 2 : 1;  // per multiprocessor
   int device = 0, processors = 0, per_processor = 0;
@@ -676,15 +684,24 @@ cudaError_t Launch(KernelParams p, const MergeParams& m, cudaStream_t stream) {
   config.dynamicSmemBytes = 0;
   config.gridDim = dim3(static_cast<unsigned>(p.layout.items) * p.layout.rows);
   config.blockDim = dim3(kMergeWarps * 32);
-  return cudaLaunchKernelEx(&config, MergeKernel<T, kHeadDim>, m);
+  switch (out) {
+    case DType::kF16:
+      return cudaLaunchKernelEx(&config, MergeKernel<__half, kHeadDim>, m);
+    case DType::kBF16:
+      return cudaLaunchKernelEx(&config, MergeKernel<__nv_bfloat16, kHeadDim>, m);
+    default:
+      return cudaLaunchKernelEx(&config, MergeKernel<float, kHeadDim>, m);
+  }
 }
 
 template <int kHeadDim>
-cudaError_t LaunchSize(KvDType dtype, const KernelParams& p, const MergeParams& m,
+cudaError_t LaunchSize(KvDType dtype, const KernelParams& p, const MergeParams& m, DType out,
                        cudaStream_t stream) {
-  if (dtype == KvDType::kBF16) return Launch<__nv_bfloat16, __nv_bfloat16, kHeadDim>(p, m, stream);
-  if (dtype == KvDType::kF16) return Launch<__half, __half, kHeadDim>(p, m, stream);
-  if constexpr (HasFastFp8(kHeadDim)) return Launch<__half, uint8_t, kHeadDim>(p, m, stream);
+  if (dtype == KvDType::kBF16) {
+    return Launch<__nv_bfloat16, __nv_bfloat16, kHeadDim>(p, m, out, stream);
+  }
+  if (dtype == KvDType::kF16) return Launch<__half, __half, kHeadDim>(p, m, out, stream);
+  if constexpr (HasFastFp8(kHeadDim)) return Launch<__half, uint8_t, kHeadDim>(p, m, out, stream);
   return cudaErrorNotSupported;
 }
 
@@ -728,11 +745,11 @@ cudaError_t LaunchFastDecode(const AttentionParams& a, int32_t max_list_pages, v
                          a.cache.v_scale};
   switch (a.cache.head_dim) {
     case 64:
-      return LaunchSize<64>(a.cache.dtype, p, m, stream);
+      return LaunchSize<64>(a.cache.dtype, p, m, a.out.dtype, stream);
     case 128:
-      return LaunchSize<128>(a.cache.dtype, p, m, stream);
+      return LaunchSize<128>(a.cache.dtype, p, m, a.out.dtype, stream);
     case 256:
-      return LaunchSize<256>(a.cache.dtype, p, m, stream);
+      return LaunchSize<256>(a.cache.dtype, p, m, a.out.dtype, stream);
   }
   return cudaErrorNotSupported;
 }

@@ -24,7 +24,7 @@ struct MergeParams {
 };
 
 // One block per (item, row), a thread per channel: parts in ascending order.
-template <typename T>
+template <typename Out>
 __global__ void __launch_bounds__(kMergeThreads) MmaMergeKernel(const MergeParams p) {
   const int item = static_cast<int>(blockIdx.x) / p.layout.rows;
   const int row = static_cast<int>(blockIdx.x) % p.layout.rows;
@@ -37,9 +37,9 @@ __global__ void __launch_bounds__(kMergeThreads) MmaMergeKernel(const MergeParam
   const int64_t at = static_cast<int64_t>(first) * p.layout.rows + row;
   const int head = item_head * p.layout.heads_per_item + row % p.layout.heads_per_item;
   const int64_t out_row = static_cast<int64_t>(tile.row_begin) + row / p.layout.heads_per_item;
-  T* out = static_cast<T*>(p.out) + out_row * p.out_row_stride + head * p.out_head_stride;
+  Out* out = static_cast<Out*>(p.out) + out_row * p.out_row_stride + head * p.out_head_stride;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  for (int c = p.columns + thread; c < p.head_dim; c += threads) out[c] = static_cast<T>(0.0f);
+  for (int c = p.columns + thread; c < p.head_dim; c += threads) out[c] = static_cast<Out>(0.0f);
   for (int c = thread; c < p.columns; c += threads) {
     float best = NegativeInfinity(), sum = 0.0f, total = 0.0f;
 #pragma unroll 4
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kMergeThreads) MmaMergeKernel(const MergeParam
     RowEnd end = EndRow(best * kLn2, sum, p.sinks, head);
     end.factor *= p.v_scale;
     if (p.lse != nullptr && c == 0) p.lse[out_row * p.num_heads + head] = end.lse;
-    out[c] = static_cast<T>(total * end.factor);
+    out[c] = static_cast<Out>(total * end.factor);
   }
 }
 
@@ -103,7 +103,6 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
   if (a.selection.num_tiles == 0) return cudaSuccess;
   const DecodeLayout layout = LayoutOf(a, max_list_pages);
   const DecodeScratch areas(layout, scratch);
-  const bool half = a.q.dtype == DType::kF16;
   const MmaDecodeParams p = {.scratch = areas,
                              .layout = layout,
                              .entries = a.selection.entries,
@@ -136,10 +135,15 @@ cudaError_t LaunchMmaDecode(const AttentionParams& a, int32_t max_list_pages, vo
                          a.cache.v_scale};
   const auto blocks = static_cast<unsigned>(layout.items) * static_cast<unsigned>(layout.rows);
   const int threads = std::min(kMergeThreads, (a.cache.head_dim + 31) / 32 * 32);
-  if (half) {
-    MmaMergeKernel<__half><<<blocks, threads, 0, stream>>>(m);
-  } else {
-    MmaMergeKernel<__nv_bfloat16><<<blocks, threads, 0, stream>>>(m);
+  switch (a.out.dtype) {
+    case DType::kF16:
+      MmaMergeKernel<__half><<<blocks, threads, 0, stream>>>(m);
+      break;
+    case DType::kBF16:
+      MmaMergeKernel<__nv_bfloat16><<<blocks, threads, 0, stream>>>(m);
+      break;
+    default:
+      MmaMergeKernel<float><<<blocks, threads, 0, stream>>>(m);
   }
   return cudaGetLastError();
 }

@@ -141,7 +141,6 @@ __global__ void __launch_bounds__(kPlanThreads) PrefillPlanKernel(const PlanPara
 const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
   const KvSelection& s = p.selection;
   if (p.q.dtype != DType::kBF16 && p.q.dtype != DType::kF16) return "q is neither bf16 nor f16";
-  if (p.out.dtype != p.q.dtype) return "q and out differ in type";
   const bool codes = p.cache.dtype == KvDType::kFp8;
   if (codes ? p.q.dtype != DType::kF16
             : p.cache.dtype != (p.q.dtype == DType::kBF16 ? KvDType::kBF16 : KvDType::kF16)) {
@@ -165,8 +164,7 @@ const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
   }
   if (s.entry_tokens != 64 && s.entry_tokens != 128)
     return "list entries are not 64 or 128 positions";
-  const int64_t strides = p.q.strides[0] | p.q.strides[1] | p.out.strides[0] | p.out.strides[1];
-  if (strides % 8 != 0) return "a row of q or out is not aligned to 16 bytes";
+  if ((p.q.strides[0] | p.q.strides[1]) % 8 != 0) return "a row of q is not aligned to 16 bytes";
   if ((p.cache.page_stride | p.cache.head_stride) % 16 != 0) {
     return "a page is not aligned to 16 bytes";
   }
@@ -181,6 +179,10 @@ const char* SharedRefusal(const AttentionParams& p, KernelPath path) {
 
 const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout, KernelPath path) {
   if (const char* why = SharedRefusal(p, path)) return why;
+  if (p.out.dtype != p.q.dtype) return "q and out differ in type";
+  if ((p.out.strides[0] | p.out.strides[1]) % 8 != 0) {
+    return "a row of out is not aligned to 16 bytes";
+  }
   const KvSelection& s = p.selection;
   if (s.query_tile < 1 || s.query_tile > kTileRows) return "query tiles are larger than 128 rows";
   if (layout == PrefillLayout::kPacked) {
@@ -194,6 +196,10 @@ const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout, Kerne
 
 const char* DecodeRefusal(const AttentionParams& p, KernelPath path) {
   if (const char* why = SharedRefusal(p, path)) return why;
+  if (p.out.dtype != DType::kF32 && p.out.dtype != DType::kBF16 && p.out.dtype != p.q.dtype) {
+    return "out is neither float32, bf16 nor of q's type";
+  }
+  if ((p.out.strides[0] | p.out.strides[1]) % 2 != 0) return "a row of out begins at an odd element";
   const int64_t group =
       p.selection.list_heads == ListHeads::kPerQHead ? 1 : p.q.shape[1] / p.cache.num_heads;
   if (!IsLatent(p) && group * p.selection.query_tile > kDecodeRows)

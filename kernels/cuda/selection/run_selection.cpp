@@ -19,6 +19,22 @@ absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
   return context.Check(LaunchSummarizePages(d, context.stream()), "SummarizePages");
 }
 
+bool AddsOneKeyToEach(const KvWriteParams& p, const PageSummaryParams& summaries) {
+  if (p.k.shape[0] != summaries.num_pages || p.cache.dtype == KvDType::kQ8) return false;
+  for (int32_t r = 0; r < summaries.num_pages; ++r) {
+    if (summaries.page_ids[r] != p.page_ids[r]) return false;
+    if (p.page_ids[r] != kNoPage && summaries.counts[r] != p.slots[r] + 1) return false;
+  }
+  return true;
+}
+
+absl::Status RunAddKeys(const KvWriteParams& p, StepArrays& arrays, DeviceContext& context) {
+  KvWriteParams d = p;
+  ASSIGN_OR_RETURN(d.page_ids, arrays.OnDevice(p.page_ids, p.k.shape[0]));
+  ASSIGN_OR_RETURN(d.slots, arrays.OnDevice(p.slots, p.k.shape[0]));
+  return context.Check(LaunchAddKeys(d, context.stream()), "KvWrite");
+}
+
 absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
                             DeviceContext& context) {
   const int64_t heads = p.q.shape[1];
