@@ -135,15 +135,15 @@ absl::Status DecoderImpl::WriteKv(size_t l, const TensorView& keys, const Tensor
     const int64_t first = int64_t{group.first_kv_head} * a.head_dim;
     // Empty where the group has no summaries.
     const std::vector<int32_t>& pages = layout_.written_pages[static_cast<size_t>(g)];
-    RETURN_IF_ERROR(backend_->KvWrite(
-        {.k = Heads(keys, first, group.num_kv_heads, a.head_dim),
-         .v = Heads(values, first, group.num_kv_heads, a.head_dim),
-         .cache = CacheOf(l, g),
-         .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
-         .slots = layout_.slots.data(),
-         .summary_pages = pages.data(),
-         .summary_counts = layout_.written_counts[static_cast<size_t>(g)].data(),
-         .num_summaries = static_cast<int32_t>(pages.size())}));
+    RETURN_IF_ERROR(
+        backend_->KvWrite({.k = Heads(keys, first, group.num_kv_heads, a.head_dim),
+                           .v = Heads(values, first, group.num_kv_heads, a.head_dim),
+                           .cache = CacheOf(l, g),
+                           .page_ids = layout_.page_ids[static_cast<size_t>(g)].data(),
+                           .slots = layout_.slots.data(),
+                           .summary_pages = pages.data(),
+                           .summary_counts = layout_.written_counts[static_cast<size_t>(g)].data(),
+                           .num_summaries = static_cast<int32_t>(pages.size())}));
   }
   return absl::OkStatus();
 }

@@ -128,8 +128,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     std::vector<int64_t> filled(kv_lens.size(), 0);
     for (size_t s = 0; s < kv_lens.size(); ++s) {
       while (filled[s] < kv_lens[s] - generated) {
-        const auto count =
-            std::min<int64_t>(kv_lens[s] - generated - filled[s], RandomInt(1, 200));
+        const auto count = std::min<int64_t>(kv_lens[s] - generated - filled[s], RandomInt(1, 200));
         Append(c, {{s, filled[s], count}});
         filled[s] += count;
       }

@@ -35,10 +35,11 @@ struct AttentionStatus {
 };
 
 // Why the kernels of a path cannot run these params (a constant sentence), or nullptr if they can:
-// q, k, v of one 16-bit type, or f16 and an e4m3 cache, out of q's type (decode: or bf16 or float32), head size 64, 128 or 256 (portable: one
-// that the build has, or latents of bf16 or f16), entries of 64 or 128 positions, query tiles of
-// 128 rows at most (prefill) or group * rows <= 16 (decode; not of latents), 16-byte aligned rows
-// and pages. `counters` must be null: the selection's maker knows the counts.
+// q, k, v of one 16-bit type, or f16 and an e4m3 cache, out of q's type (decode: or bf16 or
+// float32), head size 64, 128 or 256 (portable: one that the build has, or latents of bf16 or f16),
+// entries of 64 or 128 positions, query tiles of 128 rows at most (prefill) or group * rows <= 16
+// (decode; not of latents), 16-byte aligned rows and pages. `counters` must be null: the
+// selection's maker knows the counts.
 const char* PrefillRefusal(const AttentionParams& p, PrefillLayout layout,
                            KernelPath path = KernelPath::kFast);
 const char* DecodeRefusal(const AttentionParams& p, KernelPath path = KernelPath::kFast);

@@ -295,7 +295,7 @@ absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Pla
         "such as an A100 or H100; use --device cpu.");
   }
   Scratch scratch(context_);
-  ASSIGN_OR_RETURN(uint16_t* q, scratch.Take<uint16_t>(p.q.num_elements()));
+  ASSIGN_OR_RETURN(uint16_t * q, scratch.Take<uint16_t>(p.q.num_elements()));
   AttentionParams half = p;
   half.counters = nullptr;
   half.q = HalfView(q, p.cache.dtype, p.q);
@@ -313,7 +313,7 @@ absl::Status AttentionRunner::RunTensorCores(const AttentionParams& p, const Pla
   half.selection = plan.prompt.selection;
   const bool converts = p.out.dtype != half.q.dtype;
   if (converts) {
-    ASSIGN_OR_RETURN(uint16_t* out, scratch.Take<uint16_t>(p.q.num_elements()));
+    ASSIGN_OR_RETURN(uint16_t * out, scratch.Take<uint16_t>(p.q.num_elements()));
     half.out = HalfView(out, p.cache.dtype, p.q);
   }
   RETURN_IF_ERROR(context_.Check(

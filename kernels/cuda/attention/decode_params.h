@@ -14,8 +14,9 @@ inline constexpr int kMaxBlocks = 1024;  // persistent blocks at most
 // Pages of one part of a list. It depends on the list's own length alone, so that a sequence's
 // results do not depend on its company; a part has at most 32 pages, a lane each.
 struct PartRule {
-  // Lists of 16 pages a part are up to `least`, and beyond `few`, where one list is enough for many
-  // blocks, up to `many`; between those two a part has 8, and beyond `many` 32.
+  // Parts have 16 pages, 32 in lists of more than `many`. Lists of `least` + 1 to `few`, a few per
+  // cent of a long context, have parts of 8: there are enough of these for one sequence to fill a
+  // chip, and lists short enough that many come at a time stay whole.
   int32_t least = 32, few = 127, many = 512;
   __host__ __device__ constexpr int32_t Pages(int32_t list_pages) const {
     return list_pages > many ? 32 : list_pages > least && list_pages <= few ? 8 : 16;
@@ -25,8 +26,8 @@ struct PartRule {
   }
   // The most parts of any list of up to that many pages.
   constexpr int32_t MaxCount(int32_t list_pages) const {
-    return std::max({Count(list_pages), Count(std::min(list_pages, few)),
-                     Count(std::min(list_pages, many))});
+    return std::max(
+        {Count(list_pages), Count(std::min(list_pages, few)), Count(std::min(list_pages, many))});
   }
 };
 // Latents are bound by arithmetic: one sequence of 64K fills a chip with parts of 16 pages.

@@ -199,7 +199,8 @@ const char* DecodeRefusal(const AttentionParams& p, KernelPath path) {
   if (p.out.dtype != DType::kF32 && p.out.dtype != DType::kBF16 && p.out.dtype != p.q.dtype) {
     return "out is neither float32, bf16 nor of q's type";
   }
-  if ((p.out.strides[0] | p.out.strides[1]) % 2 != 0) return "a row of out begins at an odd element";
+  if ((p.out.strides[0] | p.out.strides[1]) % 2 != 0)
+    return "a row of out begins at an odd element";
   const int64_t group =
       p.selection.list_heads == ListHeads::kPerQHead ? 1 : p.q.shape[1] / p.cache.num_heads;
   if (!IsLatent(p) && group * p.selection.query_tile > kDecodeRows)

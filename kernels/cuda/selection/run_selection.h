@@ -10,8 +10,8 @@ namespace longstride::kernels::cuda {
 
 absl::Status RunSummarizePages(const PageSummaryParams& p, StepArrays& arrays,
                                DeviceContext& context);
-// KvWrite with summaries, where every row is the newest key of a page of its own, as generated tokens
-// are: the page's other keys are read while earlier kernels run.
+// KvWrite with summaries, where every row is the newest key of a page of its own, as generated
+// tokens are: the page's other keys are read while earlier kernels run.
 bool AddsOneKeyToEach(const KvWriteParams& p, const PageSummaryParams& summaries);
 absl::Status RunAddKeys(const KvWriteParams& p, StepArrays& arrays, DeviceContext& context);
 absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,

@@ -14,7 +14,8 @@ namespace longstride::kernels::cuda {
 // Entries of kNoPage are padding.
 cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream);
 
-// KvWrite where every row is the newest key of a page of its own, and that page's summary. Not of kQ8.
+// KvWrite where every row is the newest key of a page of its own, and that page's summary. Not of
+// kQ8.
 cudaError_t LaunchAddKeys(const KvWriteParams& p, cudaStream_t stream);
 
 // What the host knows of a SelectPages call beside its params.

@@ -108,8 +108,10 @@ __global__ void __launch_bounds__(kThreads) AddKeysKernel(const KvWriteParams p)
   auto* keys = PageOf<Key>(p.cache, p.cache.k, page, head);
   auto* values = PageOf<Key>(p.cache, p.cache.v, page, head);
   auto* out = SummaryOf<Out>(p.cache, page, head);
-  const float* k = static_cast<const float*>(p.k.data) + row * p.k.strides[0] + head * p.k.strides[1];
-  const float* v = static_cast<const float*>(p.v.data) + row * p.v.strides[0] + head * p.v.strides[1];
+  const float* k =
+      static_cast<const float*>(p.k.data) + row * p.k.strides[0] + head * p.k.strides[1];
+  const float* v =
+      static_cast<const float*>(p.v.data) + row * p.v.strides[0] + head * p.v.strides[1];
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < dim; d += kThreads) {
     ChannelSummary summary(slot > 0 ? KeyValue(keys, 0, dim, d) : 0.0f);
     if (slot > 1) summary.AddStored(keys, slot, dim, d);
@@ -140,11 +142,16 @@ cudaError_t LaunchSummarizePages(const PageSummaryParams& p, cudaStream_t stream
     return LaunchOverlapped(kernel, blocks, kThreads, 0, stream, p);
   };
   switch (p.cache.dtype) {
-    case KvDType::kF32: return launch(SummarizeKernel<float, float>);
-    case KvDType::kF16: return launch(SummarizeKernel<__half, __half>);
-    case KvDType::kBF16: return launch(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>);
-    case KvDType::kFp8: return launch(SummarizeKernel<uint8_t, __half>);
-    case KvDType::kQ8: return launch(SummarizeKernel<int8_t, float>);
+    case KvDType::kF32:
+      return launch(SummarizeKernel<float, float>);
+    case KvDType::kF16:
+      return launch(SummarizeKernel<__half, __half>);
+    case KvDType::kBF16:
+      return launch(SummarizeKernel<__nv_bfloat16, __nv_bfloat16>);
+    case KvDType::kFp8:
+      return launch(SummarizeKernel<uint8_t, __half>);
+    case KvDType::kQ8:
+      return launch(SummarizeKernel<int8_t, float>);
   }
   return cudaErrorInvalidValue;
 }
@@ -156,11 +163,16 @@ cudaError_t LaunchAddKeys(const KvWriteParams& p, cudaStream_t stream) {
     return LaunchOverlapped(kernel, blocks, kThreads, 0, stream, p);
   };
   switch (p.cache.dtype) {
-    case KvDType::kF32: return launch(AddKeysKernel<float, float>);
-    case KvDType::kF16: return launch(AddKeysKernel<__half, __half>);
-    case KvDType::kBF16: return launch(AddKeysKernel<__nv_bfloat16, __nv_bfloat16>);
-    case KvDType::kFp8: return launch(AddKeysKernel<uint8_t, __half>);
-    case KvDType::kQ8: break;
+    case KvDType::kF32:
+      return launch(AddKeysKernel<float, float>);
+    case KvDType::kF16:
+      return launch(AddKeysKernel<__half, __half>);
+    case KvDType::kBF16:
+      return launch(AddKeysKernel<__nv_bfloat16, __nv_bfloat16>);
+    case KvDType::kFp8:
+      return launch(AddKeysKernel<uint8_t, __half>);
+    case KvDType::kQ8:
+      break;
   }
   return cudaErrorNotSupported;
 }
