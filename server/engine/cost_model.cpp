@@ -11,6 +11,9 @@ constexpr double kForget = 0.97;        // about the last 33 steps of each kind 
 constexpr double kPriorWeight = 1e-6;   // of a relative error in each prior coefficient
 constexpr double kOutlier = 5.0;        // a step is believed to take at most this times the expected
 constexpr double kScaleGain = 0.25;
+constexpr double kLateDeviations =
+    2.33;                           // 99% of normal errors are below so many standard deviations
+constexpr double kMostError = 0.5;  // of one step, relative: a stall is no spread
 
 // Gaussian elimination with row pivoting of [A | b]; A is positive definite.
 template <size_t N>
@@ -37,6 +40,7 @@ std::array<double, N> SolveLinear(std::array<std::array<double, N + 1>, N> m) {
 CostModel::CostModel() {
   prior_ = {cost_.seconds_per_step, cost_.seconds_per_token, cost_.seconds_per_key,
             cost_.seconds_per_logit_row};
+  squared_error_ = std::pow((cost_.late - 1.0) / kLateDeviations, 2);
 }
 
 void CostModel::Observe(const StepWork& work, bool has_prefill, double seconds) {
@@ -44,6 +48,9 @@ void CostModel::Observe(const StepWork& work, bool has_prefill, double seconds) 
   const double raw_prediction = cost_.Step(work) / cost_.scale;
   const double ratio = seconds / raw_prediction;
   if (has_prefill) {
+    const double error = std::clamp(seconds / cost_.Step(work) - 1.0, -kMostError, kMostError);
+    squared_error_ += (1.0 - kForget) * (error * error - squared_error_);
+    cost_.late = 1.0 + kLateDeviations * std::sqrt(squared_error_);
     const double target = std::clamp(ratio, 1.0 / kOutlier, kOutlier);
     cost_.scale = std::clamp(cost_.scale + kScaleGain * (target - cost_.scale), 0.5, 4.0);
   }

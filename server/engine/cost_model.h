@@ -27,6 +27,9 @@ struct StepCost {
   double seconds_per_logit_row = 2e-4;
   // Measured over predicted time of late steps that contained prefill: other load on the machine.
   double scale = 1.0;
+  // Measured over predicted time that 99% of the steps with prefill do not exceed, by how much the
+  // last ones differed from what was predicted.
+  double late = 1.08;
 
   double Marginal(const StepWork& work) const {
     return scale * (seconds_per_token * work.tokens + seconds_per_key * work.keys +
@@ -57,6 +60,7 @@ class CostModel {
   std::array<double, kTerms> prior_{};
   Sums decode_;
   Sums prefill_;
+  double squared_error_;  // relative, of steps with prefill: mean with forgetting
 };
 
 }  // namespace longstride::engine

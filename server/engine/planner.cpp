@@ -20,7 +20,7 @@ namespace {
 using kernels::kNoPage;
 using kernels::kPageTokens;
 
-constexpr double kBoundShare = 0.9;    // of the inter-token bound that is planned to be used
+constexpr double kBoundShare = 0.97;  // of the inter-token bound: the rest is the way to the client
 constexpr int kOldestTurn = 4;         // every 4th step the oldest prompt goes first
 constexpr int kMaxFailedAdmissions = 8;   // that found no pages, a step
 constexpr int kMaxSlotFailures = 4;       // that found no prefill slot; then only short ones are tried
@@ -442,7 +442,7 @@ StepWork Planner::WorkOf(const Sequence& s, int32_t begin, int32_t end) const {
 void Planner::PlanPrefills() {
   double seconds_left = std::numeric_limits<double>::infinity();
   if (!plan_.runs.empty()) {
-    seconds_left = kBoundShare * absl::ToDoubleSeconds(limits_.inter_token_bound) -
+    seconds_left = kBoundShare * absl::ToDoubleSeconds(limits_.inter_token_bound) / cost_.late -
                    cost_.Step(plan_.work);
   }
   std::vector<Prefill> prefills;

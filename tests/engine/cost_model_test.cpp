@@ -1,5 +1,6 @@
 #include "server/engine/cost_model.h"
 
+#include <cmath>
 #include <random>
 
 #include "gtest/gtest.h"
@@ -70,6 +71,26 @@ TEST(CostModel, FollowsAMachineThatGetsSlower) {
   }
   const StepWork work = Chunk(256, 6000);
   EXPECT_GT(model.cost().Step(work), 1.6 * fast.Time(work));
+}
+
+// However much steps vary, one in a hundred exceeds what is said.
+TEST(CostModel, SaysHowLateStepsGet) {
+  for (const double spread : {0.02, 0.1}) {
+    const Machine machine{5e-3, 4e-4, 3e-8, 3e-3};
+    std::mt19937_64 random(7);
+    std::normal_distribution<double> noise(0.0, spread);
+    CostModel model;
+    int late = 0;
+    for (int i = 0; i < 6000; ++i) {
+      const StepWork work =
+          Chunk(static_cast<double>(64 + random() % 448), static_cast<double>(random() % 30000));
+      const double seconds = machine.Time(work) * std::exp(noise(random));
+      if (i >= 2000 && seconds > model.cost().late * model.cost().Step(work)) ++late;
+      model.Observe(work, true, seconds);
+    }
+    EXPECT_GT(late, 10) << spread;
+    EXPECT_LT(late, 120) << spread;
+  }
 }
 
 TEST(CostModel, ForgetsOneStall) {
