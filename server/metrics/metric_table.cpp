@@ -409,8 +409,7 @@ std::vector<Metric> CacheMetrics() {
        {"pattern", "kind"},
        {},
        "Keys in attention by sparsity pattern: causal (what dense attention would see), visible "
-       "(what the pattern allows), read (what the kernels scored). Where a layer sums several "
-       "attentions, causal counts with the first."},
+       "(what the pattern allows), read (what the kernels scored)."},
       {kAttendedRatio,
        "KV cache and sparsity",
        "longstride:kv_tokens_attended_ratio",

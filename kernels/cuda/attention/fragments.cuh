@@ -18,12 +18,6 @@ namespace longstride::kernels::cuda {
 template <typename E>
 inline constexpr bool kIsCode = sizeof(E) == 1;
 
-// Four codes to two words of two halves each.
-__device__ __forceinline__ void HalvesOfCodes(uint32_t codes, uint32_t* to) {
-  to[0] = HalvesOfE4m3(static_cast<uint16_t>(codes));
-  to[1] = HalvesOfE4m3(static_cast<uint16_t>(codes >> 16));
-}
-
 // Below, at(key, chunk) is the address of 16 bytes of a key's row.
 
 // b[s]: operands for keys 0 to 7 (two words) and 8 to 15 of the channels [16 (step + s), + 16).
@@ -41,12 +35,12 @@ __device__ __forceinline__ void LoadKeys(const At& at, int lane, int step,
     uint32_t codes[4];
     LoadMatrix4(codes, at((i >> 1) * 8 + r, step + (i & 1)));
 #pragma unroll
-    for (int n = 0; n < 4; ++n) HalvesOfCodes(codes[n], b[n & 1] + (n >> 1) * 2);
+    for (int n = 0; n < 4; ++n) HalvesOfE4m3(codes[n], b[n & 1] + (n >> 1) * 2);
   } else {
     uint32_t codes[2];
     LoadMatrix2(codes, at((i & 1) * 8 + r, step));
 #pragma unroll
-    for (int n = 0; n < 2; ++n) HalvesOfCodes(codes[n], b[0] + n * 2);
+    for (int n = 0; n < 2; ++n) HalvesOfE4m3(codes[n], b[0] + n * 2);
   }
 }
 
@@ -70,8 +64,8 @@ __device__ __forceinline__ void LoadValues(const At& at, int lane, int group,
     // ones.
 #pragma unroll
     for (int s = 0; s < kGroups; ++s) {
-      HalvesOfCodes(__byte_perm(codes[2 * s], codes[2 * s + 1], 0x6420), b[s]);
-      HalvesOfCodes(__byte_perm(codes[2 * s], codes[2 * s + 1], 0x7531), b[s] + 2);
+      HalvesOfE4m3(__byte_perm(codes[2 * s], codes[2 * s + 1], 0x6420), b[s]);
+      HalvesOfE4m3(__byte_perm(codes[2 * s], codes[2 * s + 1], 0x7531), b[s] + 2);
     }
   }
 }

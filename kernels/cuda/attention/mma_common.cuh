@@ -25,11 +25,19 @@ struct HeadRows {
     return static_cast<uint32_t>(row * kRowBytes +
                                  ((kSwizzled ? chunk ^ (row & 7) : chunk) << 4));
   }
+  // The address `chunks` chunks behind `address`, whose own chunk has none of their bits. Rows lie
+  // at multiples of 128 bytes if they are swizzled.
+  static __device__ __forceinline__ uint32_t Behind(uint32_t address, int chunks) {
+    return kSwizzled ? (address ^ static_cast<uint32_t>((chunks & 7) << 4)) +
+                           static_cast<uint32_t>(chunks >> 3 << 7)
+                     : address + static_cast<uint32_t>(chunks << 4);
+  }
 };
 
 // The same value, of which the compiler does not know so: addresses made from it are computed where
 // they are used and do not take registers from the sums.
-__device__ __forceinline__ int Forgotten(int v) {
+template <typename Int>
+__device__ __forceinline__ Int Forgotten(Int v) {
   asm volatile("" : "+r"(v));
   return v;
 }
@@ -64,6 +72,18 @@ __device__ __forceinline__ void RowMaxima(const float (&s)[kTiles][4], float (&m
   }
 }
 
+// What is subtracted from exponents: where nothing was visible yet, 0 instead of -inf.
+__device__ __forceinline__ float Subtracted(float top) {
+  return top == NegativeInfinity() ? 0.0f : top;
+}
+// Brings a row's running maximum up to date; what the sums before are to be multiplied with.
+__device__ __forceinline__ float RaiseMaximum(float maximum, float& top) {
+  const float best = fmaxf(top, maximum);
+  const float shrink = Exp2(top - Subtracted(best));
+  top = best;
+  return shrink;
+}
+
 // Scores of two rows, whose maxima are given, become exp2(score * factor - running maximum); keeps
 // that maximum (times factor) and this thread's part of the sum; `shrink` is what the sums before
 // are to be multiplied with.
@@ -73,11 +93,8 @@ __device__ __forceinline__ void Exponentiate(float factor, const float (&maxima)
                                              float (&sum)[2], float (&shrink)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float best = fmaxf(top[r], maxima[r] * factor);
-    // Where nothing was visible yet, subtract 0 instead of -inf.
-    const float subtract = best == NegativeInfinity() ? 0.0f : best;
-    shrink[r] = Exp2(top[r] - subtract);
-    top[r] = best;
+    shrink[r] = RaiseMaximum(maxima[r] * factor, top[r]);
+    const float subtract = Subtracted(top[r]);
     float part = 0.0f;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {

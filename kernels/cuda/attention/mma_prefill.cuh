@@ -4,10 +4,11 @@
 // A block takes one work unit of the prefill plan, 128 rows of one list, or half of it where the
 // head is too large. Its threads resolve a batch of the list's pages, then walk them: a warp holds
 // 16 or 32 rows, computes their scores against one page, and adds the page's values, while the next
-// page is copied. Every page is a tile of its own, so that a row's bits depend on its own list and
-// keys only: pages that none of its keys are in change nothing.
-// Bound: shared-memory reads of keys and values, which 32 rows of a warp share, and the tensor
-// cores.
+// page is copied. Exponentials are taken between the products with values that precede theirs.
+// Every page is a tile of its own, so that a row's bits depend on its own list and keys only: pages
+// that none of its keys are in change nothing.
+// Bound: the rate of the warp-level instruction, and shared-memory reads of keys and values, which
+// 32 rows of a warp share.
 #pragma once
 
 #include "kernels/cuda/attention/mma.h"
@@ -67,6 +68,8 @@ class MmaPrefill {
                                       Shape::kQueryBytes)),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ & 31),
+        query_lane_(queries_ +
+                    QueryRows::At(thread_ / 32 * Shape::kTiles * 16 + (lane_ & 15), lane_ >> 4)),
         factor_(p.softcap > 0.0f ? kLog2E : p.scale * kLog2E) {}
 
   __device__ __forceinline__ void Run() {
@@ -159,15 +162,17 @@ class MmaPrefill {
       WaitCopies<0>();
       __syncthreads();
 #pragma unroll
-      for (int step = 0; step < kHeadDim / 16; ++step) LoadQuery(lane_, step, query_[step]);
+      for (int step = 0; step < kHeadDim / 16; ++step) {
+        LoadQuery(query_lane_, step, query_[step]);
+      }
     }
   }
-  __device__ __forceinline__ void LoadQuery(int lane, int step,
+  // `queries`: query_lane_.
+  __device__ __forceinline__ void LoadQuery(uint32_t queries, int step,
                                             uint32_t (&a)[Shape::kTiles][4]) const {
 #pragma unroll
     for (int m = 0; m < Shape::kTiles; ++m) {
-      const int row = (thread_ / 32 * Shape::kTiles + m) * 16 + (lane & 15);
-      LoadMatrix4(a[m], queries_ + QueryRows::At(row, step * 2 + (lane >> 4)));
+      LoadMatrix4(a[m], QueryRows::Behind(queries, step * 2) + m * 16 * QueryRows::kRowBytes);
     }
   }
 
@@ -229,7 +234,7 @@ class MmaPrefill {
         __syncthreads();
         if (j + 1 < count) CopyPage(u_.k, j + 1, keys_);
       }
-      Softmax(list_[j], s);
+      Maxima(list_[j], s);
       Output(values_ + slot * Rows::kPageBytes, s);
     }
   }
@@ -238,20 +243,55 @@ class MmaPrefill {
   __device__ __forceinline__ void CopyPage(const char* head, int j, uint32_t to) const {
     const Page page = list_[j];
     const int exist = u_.span.kv_len - (page.logical_and_mask >> 1) * kPageTokens;
-    const char* from = head + page.physical * p_.cache.page_stride;
+    const char* from = head + page.physical * p_.cache.page_stride + thread_ * 16;
     constexpr int kCount = kPageTokens * Rows::kChunks;
+    if constexpr (kCount % Shape::kThreads == 0 && Rows::kSwizzled &&
+                  Shape::kThreads % Rows::kChunks == 0) {
+      // A thread's rows lie a power of two apart: its addresses differ by constants.
+      constexpr int kStride = Shape::kThreads / Rows::kChunks;
+      static_assert((kStride & (kStride - 1)) == 0);
+      const int first = thread_ / Rows::kChunks;
+      to += Rows::At(first, thread_ % Rows::kChunks);
 #pragma unroll
-    for (int n = 0; n < (kCount + Shape::kThreads - 1) / Shape::kThreads; ++n) {
-      const int i = n * Shape::kThreads + thread_;
-      if (kCount % Shape::kThreads != 0 && i >= kCount) break;
-      const int row = i / Rows::kChunks;
-      CopyAsync16(to + Rows::At(row, i % Rows::kChunks), from + i * 16, row < exist ? 16 : 0);
+      for (int n = 0; n < kCount / Shape::kThreads; ++n) {
+        CopyAsync16(Rows::Behind(to, n * kStride & 7) + n * kStride * Rows::kRowBytes,
+                    from + n * Shape::kThreads * 16, first + n * kStride < exist ? 16 : 0);
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < (kCount + Shape::kThreads - 1) / Shape::kThreads; ++n) {
+        const int i = n * Shape::kThreads + thread_;
+        if (kCount % Shape::kThreads != 0 && i >= kCount) break;
+        const int row = i / Rows::kChunks;
+        CopyAsync16(to + Rows::At(row, i % Rows::kChunks), from + n * Shape::kThreads * 16,
+                    row < exist ? 16 : 0);
+      }
     }
     CommitCopies();
   }
 
+  // Fragments of keys and values are read so many products before their own. A lane's part of their
+  // addresses is computed once a page: steps and rows are constants away from it.
+  static constexpr int kAhead = 2;
+
   __device__ __forceinline__ void Scores(uint32_t keys, float (&s)[Shape::kTiles][8][4]) {
-    const int lane = Forgotten(lane_);
+    constexpr int kSteps = kHeadDim / 16, kProducts = kSteps * 4;
+    const int r = lane_ & 7, i = lane_ >> 3;
+    keys = Forgotten(
+        keys + (kIsCode<E> ? Rows::At((i & 1) * 8 + r, 0) : Rows::At((i >> 1) * 8 + r, i & 1)));
+    const uint32_t queries = Forgotten(query_lane_);
+    uint32_t b[kAhead + 1][1][4];
+    const auto load = [&](int product) {
+      const int step = product / 4, n = product % 4;
+      if (!Shape::kQueriesInRegisters && n == 0) LoadQuery(queries, step, query_[step & 1]);
+      LoadKeys<E>(
+          [&](int, int) {
+            return Rows::Behind(keys, step * (kIsCode<E> ? 1 : 2)) + n * 16 * Rows::kRowBytes;
+          },
+          lane_, step, b[product % (kAhead + 1)]);
+    };
+#pragma unroll
+    for (int product = 0; product < kAhead; ++product) load(product);
 #pragma unroll
     for (int m = 0; m < Shape::kTiles; ++m) {
 #pragma unroll
@@ -261,33 +301,50 @@ class MmaPrefill {
       }
     }
 #pragma unroll
-    for (int step = 0; step < kHeadDim / 16; ++step) {
-      if constexpr (!Shape::kQueriesInRegisters) LoadQuery(lane, step, query_[0]);
-      const uint32_t(&a)[Shape::kTiles][4] = query_[Shape::kQueriesInRegisters ? step : 0];
+    for (int product = 0; product < kProducts; ++product) {
+      if (product + kAhead < kProducts) load(product + kAhead);
+      const int step = product / 4, n = product % 4;
+      const auto& a = query_[Shape::kQueriesInRegisters ? step : step & 1];
+      const uint32_t* keys_of_16 = b[product % (kAhead + 1)][0];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        uint32_t b[1][4];
-        LoadKeys<E>([&](int key, int chunk) { return keys + Rows::At(n * 16 + key, chunk); }, lane,
-                    step, b);
-#pragma unroll
-        for (int m = 0; m < Shape::kTiles; ++m) {
-          Mma16x8x16<T>(s[m][2 * n], a[m], b[0]);
-          Mma16x8x16<T>(s[m][2 * n + 1], a[m], b[0] + 2);
-        }
+      for (int m = 0; m < Shape::kTiles; ++m) {
+        Mma16x8x16<T>(s[m][2 * n], a[m], keys_of_16);
+        Mma16x8x16<T>(s[m][2 * n + 1], a[m], keys_of_16 + 2);
       }
     }
   }
 
-  __device__ __forceinline__ void Softmax(const Page& page, float (&s)[Shape::kTiles][8][4]) {
+  // Masks scores and brings the running maxima, and what was summed up so far, up to date.
+  __device__ __forceinline__ void Maxima(const Page& page, float (&s)[Shape::kTiles][8][4]) {
 #pragma unroll
     for (int m = 0; m < Shape::kTiles; ++m) {
       if (p_.softcap > 0.0f) SoftCap(p_.scale, p_.softcap, s[m]);
       if (page.logical_and_mask & 1) {
         Mask((page.logical_and_mask >> 1) * kPageTokens, row_ + m * 16, s[m]);
       }
-      float shrink[2];
-      OnlineSoftmax(factor_, s[m], top_[m], sum_[m], shrink);
+      float maxima[2], shrink[2];
+      RowMaxima(s[m], maxima);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        // No multiply-adds, which the compiler would make for some tiles: a row's bits do not
+        // depend on its place.
+        shrink[r] = RaiseMaximum(__fmul_rn(maxima[r], factor_), top_[m][r]);
+        sum_[m][r] = __fmul_rn(sum_[m][r], shrink[r]);
+      }
       Shrink(shrink, o_[m]);
+    }
+  }
+  // Scores of one row pair and 16 keys become exponentials, and are added.
+  __device__ __forceinline__ void Exponentials(int m, int n, float (&s)[Shape::kTiles][8][4]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float subtract = Subtracted(top_[m][r]);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& x = s[m][n][r * 2 + c];
+        x = Exp2(fmaf(x, factor_, -subtract));
+        sum_[m][r] = __fadd_rn(sum_[m][r], x);
+      }
     }
   }
 
@@ -309,8 +366,26 @@ class MmaPrefill {
     }
   }
 
-  __device__ __forceinline__ void Output(uint32_t values, const float (&s)[Shape::kTiles][8][4]) {
-    const int lane = Forgotten(lane_);
+  __device__ __forceinline__ void Output(uint32_t values, float (&s)[Shape::kTiles][8][4]) {
+    constexpr int kGroups = kHeadDim / 16, kProducts = kGroups * 4;
+    static_assert(kGroups >= 2 * Shape::kTiles);
+    values = Forgotten(values + Rows::At(lane_ & 15, kIsCode<E> ? 0 : lane_ >> 4));
+    uint32_t b[kAhead + 1][1][4];
+    const auto load = [&](int product) {
+      const int step = product / kGroups, n = product % kGroups;
+      LoadValues<E>(
+          [&](int, int) {
+            return Rows::Behind(values, n * (kIsCode<E> ? 1 : 2)) + step * 16 * Rows::kRowBytes;
+          },
+          lane_, n, b[product % (kAhead + 1)]);
+    };
+#pragma unroll
+    for (int product = 0; product < kAhead; ++product) load(product);
+#pragma unroll
+    for (int m = 0; m < Shape::kTiles; ++m) {
+      Exponentials(m, 0, s);
+      Exponentials(m, 1, s);
+    }
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       uint32_t a[Shape::kTiles][4];
@@ -319,15 +394,17 @@ class MmaPrefill {
         PackProbabilities<T>(s[m][2 * step], s[m][2 * step + 1], a[m]);
       }
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 16; ++n) {
-        uint32_t b[1][4];
-        LoadValues<E>([&](int key, int chunk) { return values + Rows::At(step * 16 + key, chunk); },
-                      lane, n, b);
+      for (int n = 0; n < kGroups; ++n) {
+        const int product = step * kGroups + n;
+        if (product + kAhead < kProducts) load(product + kAhead);
+        const uint32_t* values_of_16 = b[product % (kAhead + 1)][0];
 #pragma unroll
         for (int m = 0; m < Shape::kTiles; ++m) {
-          Mma16x8x16<T>(o_[m][2 * n], a[m], b[0]);
-          Mma16x8x16<T>(o_[m][2 * n + 1], a[m], b[0] + 2);
+          Mma16x8x16<T>(o_[m][2 * n], a[m], values_of_16);
+          Mma16x8x16<T>(o_[m][2 * n + 1], a[m], values_of_16 + 2);
         }
+        // The next step's exponentials while these products run.
+        if (step < 3 && n < 2 * Shape::kTiles) Exponentials(n / 2, 2 * (step + 1) + n % 2, s);
       }
     }
   }
@@ -363,9 +440,10 @@ class MmaPrefill {
   const uint32_t keys_, values_, queries_;  // shared memory
   Page* const list_;
   const int thread_, lane_;
+  const uint32_t query_lane_;  // where this lane's matrix loads of queries begin
   const float factor_;
   int row_;  // packed row of the unit: this thread's first
-  uint32_t query_[Shape::kQueriesInRegisters ? kHeadDim / 16 : 1][Shape::kTiles][4];
+  uint32_t query_[Shape::kQueriesInRegisters ? kHeadDim / 16 : 2][Shape::kTiles][4];
   float o_[Shape::kTiles][kHeadDim / 8][4];
   float top_[Shape::kTiles][2];  // base-2 logarithms
   float sum_[Shape::kTiles][2];  // this thread's part

@@ -536,8 +536,8 @@ class Converter {
   }
   __device__ __forceinline__ static void Store(uint8_t* to, uint32_t first, uint32_t second) {
     uint32_t halves[4];
-    HalvesOfCodes(first, halves);
-    HalvesOfCodes(second, halves + 2);
+    HalvesOfE4m3(first, halves);
+    HalvesOfE4m3(second, halves + 2);
     *reinterpret_cast<uint4*>(to) = make_uint4(halves[0], halves[1], halves[2], halves[3]);
   }
 

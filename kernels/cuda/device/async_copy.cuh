@@ -12,6 +12,15 @@ __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, int b
                "r"(bytes)
                : "memory");
 }
+// All 16, or nothing at all; without a branch, so that copies can stand between other instructions.
+__device__ __forceinline__ void CopyAsync16If(bool wanted, uint32_t to, const void* from) {
+  asm volatile(
+      "{\n.reg .pred wanted;\n"
+      "setp.ne.b32 wanted, %2, 0;\n"
+      "@wanted cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n}\n" ::"r"(to),
+      "l"(from), "r"(static_cast<int>(wanted))
+      : "memory");
+}
 // The same of 4 bytes.
 __device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
@@ -29,12 +38,17 @@ __device__ __forceinline__ void WaitCopies() {
 inline constexpr int kMaxPendingCopies = 4;
 // The same for a number known at run time, the same in all threads, of at most kMaxPendingCopies.
 __device__ __forceinline__ void WaitCopies(int pending) {
-  switch (pending) {
-    case 0: WaitCopies<0>(); break;
-    case 1: WaitCopies<1>(); break;
-    case 2: WaitCopies<2>(); break;
-    case 3: WaitCopies<3>(); break;
-    default: WaitCopies<kMaxPendingCopies>(); break;
+  // No switch, which would read a table of jumps.
+  if (pending == 2) {
+    WaitCopies<2>();
+  } else if (pending == 3) {
+    WaitCopies<3>();
+  } else if (pending == 1) {
+    WaitCopies<1>();
+  } else if (pending == 0) {
+    WaitCopies<0>();
+  } else {
+    WaitCopies<kMaxPendingCopies>();
   }
 }
 

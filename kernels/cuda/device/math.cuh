@@ -41,6 +41,21 @@ __device__ __forceinline__ uint32_t HalvesOfE4m3(uint16_t codes) {
   return static_cast<uint32_t>(halves.y) << 16 | halves.x;
 }
 
+// Four codes to two words of two halves each.
+__device__ __forceinline__ void HalvesOfE4m3(uint32_t codes, uint32_t* to) {
+#if __CUDA_ARCH__ >= 890
+  asm("{\n.reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, high;\n}\n"
+      : "=r"(to[0]), "=r"(to[1])
+      : "r"(codes));
+#else
+  to[0] = HalvesOfE4m3(static_cast<uint16_t>(codes));
+  to[1] = HalvesOfE4m3(static_cast<uint16_t>(codes >> 16));
+#endif
+}
+
 // Two floats as one word of two 16-bit values, the first in the low half.
 template <typename T>
 __device__ __forceinline__ uint32_t Pack(float lo, float hi);

@@ -106,11 +106,12 @@ CudaLinearWeight::CudaLinearWeight(int64_t rows, int64_t cols, std::vector<Linea
                                    Buffer buffer)
     : LinearWeight(rows, cols), segments_(std::move(segments)), buffer_(std::move(buffer)) {
   owned_bytes_ = buffer_.bytes();
-  // All segments then take bf16 rows as they are.
-  const bool bf16 = cols % 8 == 0 &&
-                    std::all_of(segments_.begin(), segments_.end(), [](const LinearSegment& s) {
-                      return s.dtype != DType::kF32 && OperandType(s.dtype) == DType::kBF16;
-                    });
+  // All segments then take bf16 rows, as they are or (fp8) to convert them.
+  const bool bf16 =
+      cols % 8 == 0 && std::all_of(segments_.begin(), segments_.end(), [](const LinearSegment& s) {
+        return s.dtype == DType::kFP8_128 ||
+               (s.dtype != DType::kF32 && OperandType(s.dtype) == DType::kBF16);
+      });
   if (bf16) input_type_ = DType::kBF16;
 }
 

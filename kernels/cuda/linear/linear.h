@@ -12,7 +12,8 @@
 //   fp8_128       activations rounded to bf16 and to e4m3 with a scale for each row;
 //                 codes multiplied exactly, 128 products summed by the tensor cores
 //                 (at least 14 bits), those sums scaled and added in float32      4e-2
-//                 portable kernels: weights and activations rounded to bf16       5e-3
+//                 portable kernels: activations as for f16, codes multiplied
+//                 exactly, sums of 128 products scaled and added in float32       5e-3
 // with float32 sums. Activations and results are f32, f16 or bf16, each as its view says.
 #pragma once
 

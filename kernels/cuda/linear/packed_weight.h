@@ -75,9 +75,9 @@ constexpr int64_t PackedBytes(DType t, int64_t rows, int64_t cols) {
 
 // The 16-bit type of the activations that a weight is multiplied with. Block formats decode to f16,
 // with rows of activations scaled by a power of two; MXFP4 is exact in bf16 and too wide for f16.
-// Hopper's products round activations further for fp8_128, to e4m3.
+// Hopper's products have activations of e4m3 for fp8_128.
 constexpr DType OperandType(DType t) {
-  return t == DType::kBF16 || t == DType::kMXFP4 || t == DType::kFP8_128 ? DType::kBF16 : DType::kF16;
+  return t == DType::kBF16 || t == DType::kMXFP4 ? DType::kBF16 : DType::kF16;
 }
 
 // Into how many parts of K a block-format product is cut; each part is summed in order, then the

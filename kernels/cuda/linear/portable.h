@@ -6,7 +6,7 @@
 
 namespace longstride::kernels::cuda {
 
-// Tiles of up to `tokens` activation rows, at most 256 (dense) or 128 (block formats).
+// Tiles of up to `tokens` activation rows, at most 256 (fp8: 128).
 cudaError_t LaunchPortableDense(const Product& p, int tokens, cudaStream_t stream);
 template <DType kType>
 cudaError_t LaunchPortableBlocks(const Product& p, int tokens, cudaStream_t stream);

@@ -1,7 +1,8 @@
 // Products with 16-bit and block-format weights on every chip from sm_80 on: warp-level tensor-core
 // instructions fed by copies of ordinary threads. The same packed weights, operands and epilogue as
 // the Hopper kernels, but an order of summation of its own: K in ascending steps of 16 columns into
-// one accumulator, never split, for every format, number of rows and shape of tile.
+// one accumulator (for fp8, one for every 128 columns, scaled and added), never split, for every
+// number of rows and shape of tile.
 //
 // out^T = W x^T: weight rows are the M side of the instruction, activation rows its N side. A stage
 // of the ring holds some steps of 64 columns of both; fragments of weights come from shared memory
@@ -31,7 +32,7 @@ struct PortableShape {
   static constexpr int kThreads = kRows / kWarpRows * kTokenWarps * 32;
   static constexpr int kSlices = kWarpRows / 16, kColumns = kWarpTokens / 8;
   static constexpr int kTokenBytes = kTokens * 128;  // of one step
-  static_assert((kRows == 16 || kRows % kUnitRows == 0) && kRows % kWarpRows == 0 &&
+  static_assert((kRows < kUnitRows || kRows % kUnitRows == 0) && kRows % kWarpRows == 0 &&
                 kTokens % kWarpTokens == 0);
 };
 
@@ -42,33 +43,69 @@ struct PortableArgs {
   int32_t x_cols;
 };
 
-// The steps of 8 activation rows one after the other. Rows and columns that do not exist become
-// zero and are not read.
-class TokenStream {
+// The steps of a tile's activation rows one after the other, for the threads of a block. Columns
+// that do not exist become zero; instead of rows that do not, which are nobody's, comes the last,
+// or nothing where a block has few.
+template <typename Shape>
+class TokenCopies {
  public:
-  __device__ __forceinline__ TokenStream(const PortableArgs& a, const RowTile& tile, int lane)
-      : to_{SwizzledAt(lane / 8, lane % 8), SwizzledAt(lane / 8 + 4, lane % 8)},
-        has_{lane / 8 < tile.rows, lane / 8 + 4 < tile.rows},
-        from_(a.x + (int64_t{tile.row_begin} + lane / 8) * a.x_pitch + lane % 8 * 8),
-        down_(4 * a.x_pitch),
-        bytes_((a.x_cols - lane % 8 * 8) * 2) {}
-  __device__ __forceinline__ void Next(uint32_t to) {
-    const int bytes = max(0, min(16, bytes_));
-    CopyAsync16(to + to_[0], from_, has_[0] ? bytes : 0);
-    CopyAsync16(to + to_[1], from_ + down_, has_[1] ? bytes : 0);
-    from_ += kBlockColumns;
-    bytes_ -= kBlockColumns * 2;
+  static constexpr int kStride = Shape::kThreads / 8;
+  static constexpr int kCount = Shape::kTokens / kStride;
+  static_assert(Shape::kTokens % kStride == 0);
+
+  __device__ __forceinline__ TokenCopies(const PortableArgs& a, const RowTile& tile)
+      : from_(reinterpret_cast<const uint8_t*>(a.x + int64_t{tile.row_begin} * a.x_pitch) +
+              Chunk() * 16) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int row = i * kStride + static_cast<int>(threadIdx.x) / 8;
+      if (i < kPlaces) {
+        to_[i] = SwizzledAt(row, Chunk());
+        has_[i] = row < tile.rows;
+      }
+      at_[i] =
+          static_cast<uint32_t>(min(row, tile.rows - 1)) * static_cast<uint32_t>(a.x_pitch * 2);
+    }
   }
+  // This thread's rows from `first` on, of a step of 64 columns that all exist, or of none.
+  __device__ __forceinline__ void Copy(uint32_t to, int first, int count, bool exists) const {
+#pragma unroll
+    for (int i = first; i < first + count; ++i) {
+      CopyAsync16If(exists && (kPlaces == 1 || has_[i % kPlaces]), to + Place(i), from_ + at_[i]);
+    }
+  }
+  // The step before the next, of which `columns` exist.
+  __device__ __forceinline__ void CopyTail(uint32_t to, int columns) const {
+    const int bytes = max(0, min(16, (columns - Chunk() * 8) * 2));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      CopyAsync16(to + Place(i), from_ + at_[i] - kBlockColumns * 2, bytes);
+    }
+  }
+  __device__ __forceinline__ void Advance() { from_ += kBlockColumns * 2; }
 
  private:
-  const uint32_t to_[2];
-  const bool has_[2];
-  const uint16_t* from_;
-  const int64_t down_;
-  int bytes_;  // of the row from here on
+  // Rows 8 apart are swizzled alike.
+  static constexpr int kPlaces = kStride % 8 == 0 ? 1 : kCount;
+  static __device__ __forceinline__ int Chunk() { return static_cast<int>(threadIdx.x) % 8; }
+  __device__ __forceinline__ uint32_t Place(int i) const {
+    return kPlaces == 1 ? to_[0] + i * kStride * 128 : to_[i % kPlaces];
+  }
+
+  const uint8_t* from_;
+  uint32_t to_[kPlaces];
+  bool has_[kPlaces];
+  uint32_t at_[kCount];
 };
 
-struct NoStream {};
+template <typename Weights, typename Shape, bool kOneWarp = Shape::kThreads == 32>
+struct CopiesOf {
+  using Type = typename Weights::template TileCopies<Shape>;
+};
+template <typename Weights, typename Shape>
+struct CopiesOf<Weights, Shape, true> {
+  using Type = typename Weights::Stream;
+};
 
 template <typename Weights, typename Shape>
 class PortableTile {
@@ -84,24 +121,37 @@ class PortableTile {
         n_begin_(n_begin),
         shared_(shared),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        tokens_(MakeTokens()),
-        weights_(MakeWeights()),
+        tokens_(a, tile),
+        weights_(a.product, tile.weight, n_begin),
         row_(static_cast<int>(threadIdx.x) / 32 / Shape::kTokenWarps * Shape::kWarpRows),
         token_(static_cast<int>(threadIdx.x) / 32 % Shape::kTokenWarps * Shape::kWarpTokens) {}
 
   __device__ __forceinline__ void Run() {
     const int slots = a_.product.stages, blocks = a_.product.k_blocks;
     const int stages = (blocks + Shape::kStageBlocks - 1) / Shape::kStageBlocks;
-    for (int s = 0; s < slots; ++s) CopyStage(s, s);
+    for (int s = 0; s < slots - 1; ++s) {
+#pragma unroll
+      for (int b = 0; b < Shape::kStageBlocks; ++b) {
+        const int block = s * Shape::kStageBlocks + b;
+        const uint32_t to = shared_ + s * kStageBytes + b * kStepBytes;
+#pragma unroll
+        for (int part = 0; part < 3; ++part) CopyBlock(part, block, to);
+        CopyTail(block, to);
+      }
+      CommitCopies();
+    }
 #pragma unroll
     for (int i = 0; i < Shape::kSlices; ++i) {
 #pragma unroll
       for (int c = 0; c < Shape::kColumns; ++c) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sum_[i][c][e] = 0.0f;
+        for (int e = 0; e < 4; ++e) {
+          sum_[i][c][e] = 0.0f;
+          if constexpr (kScaled) part_[i][c][e] = 0.0f;
+        }
       }
     }
-    WaitCopies(slots - 1);
+    WaitCopies(slots - 2);
     __syncthreads();
     Open(shared_);
     Ask(0);
@@ -111,30 +161,33 @@ class PortableTile {
       const uint32_t stage = shared_ + slot * kStageBytes;
       const int here = min(Shape::kStageBlocks, blocks - s * Shape::kStageBlocks);
       const int next = slot + 1 == slots ? 0 : slot + 1;
-      [[maybe_unused]] const int before = slot == 0 ? slots - 1 : slot - 1;
+      const int before = slot == 0 ? slots - 1 : slot - 1;
       for (int b = 0; b < here; ++b) {
+        // While products run: a block of the stage that takes the slot of the one before.
+        const int ahead = (s + slots - 1) * Shape::kStageBlocks + b;
+        const uint32_t ahead_to = shared_ + before * kStageBytes + b * kStepBytes;
 #pragma unroll
         for (int step = 0; step < 3; ++step) {
           Multiply(step);
-          if constexpr (kStreams) {
-            // While the product runs: a block of the stage that takes the slot of the one before.
-            const int ahead = (s + slots - 1) * Shape::kStageBlocks + b;
-            if (step == 0 && s > 0 && ahead < blocks) {
-              CopyBlock(ahead, shared_ + before * kStageBytes + b * kStepBytes);
-            }
-          }
+          CopyBlock(step, ahead, ahead_to);
           Take(step + 1);
         }
+        CopyTail(ahead, ahead_to);
         // The fragments of this block's last step are in registers.
         const bool more = b + 1 < here, last = s + 1 == stages;
-        if (kStreams && !more && s > 0) CommitCopies();
+        if (!more) CommitCopies();
         if (!more && !last) {
           WaitCopies(slots - 2);
           __syncthreads();  // the next stage is there, and nobody reads this one any more
         }
+        [[maybe_unused]] float scales[kScaled ? Shape::kSlices : 1][2];
+        if constexpr (kScaled) GetScales(scales);
         Open(more ? stage + (b + 1) * kStepBytes : last ? stage : shared_ + next * kStageBytes);
         Multiply(3);
-        if (!kStreams && !more) CopyStage(s + slots, slot);
+        if constexpr (kScaled) {
+          const int block = s * Shape::kStageBlocks + b;
+          if (block % 2 == 1 || block + 1 == blocks) AddScaled(scales);
+        }
         Take(0);
       }
       slot = next;
@@ -144,58 +197,31 @@ class PortableTile {
   }
 
  private:
-  // One warp with few rows, whose time is its own instructions.
-  static constexpr bool kStreams = Shape::kThreads == 32;
-  static_assert(!kStreams || (Shape::kRows == 16 && Shape::kTokens == 8));
-  __device__ __forceinline__ auto MakeTokens() const {
-    if constexpr (kStreams) {
-      return TokenStream(a_, tile_, lane_);
-    } else {
-      return NoStream();
-    }
-  }
-  __device__ __forceinline__ auto MakeWeights() const {
-    if constexpr (kStreams) {
-      return typename Weights::Stream(a_.product, tile_.weight, n_begin_, lane_);
-    } else {
-      return NoStream();
-    }
-  }
+  static constexpr bool kOneWarp = Shape::kThreads == 32;
+  static constexpr bool kScaled = Weights::kScaledSums;
+  static_assert(!kOneWarp || (Shape::kRows == 16 && Shape::kTokens == 8));
+  // What copies the steps, each of them once, in ascending order.
+  using Tokens = TokenCopies<Shape>;
+  using WeightCopies = typename CopiesOf<Weights, Shape>::Type;
 
-  __device__ __forceinline__ void CopyStage(int stage, int slot) {
-#pragma unroll
-    for (int i = 0; i < Shape::kStageBlocks; ++i) {
-      const int block = stage * Shape::kStageBlocks + i;
-      if (block >= a_.product.k_blocks) break;
-      CopyBlock(block, shared_ + slot * kStageBytes + i * kStepBytes);
-    }
-    CommitCopies();
-  }
-  // Blocks come in ascending order, each once.
-  __device__ __forceinline__ void CopyBlock(int block, uint32_t to) {
-    if constexpr (kStreams) {
-      tokens_.Next(to);
-      weights_.Next(to + Shape::kTokenBytes);
+  // One of the three parts of the copies of the next step, `block`; nothing if there is none.
+  __device__ __forceinline__ void CopyBlock(int part, int block, uint32_t to) {
+    // A warp alone asks for weights first; others spread copies evenly.
+    constexpr int kFirst = kOneWarp ? 0 : (Tokens::kCount + 1) / 2;
+    const bool whole = block < a_.x_cols / kBlockColumns;
+    if (part == (kOneWarp ? 0 : 2)) {
+      weights_.Next(to + Shape::kTokenBytes, block < a_.product.k_blocks);
+    } else if (part == (kOneWarp ? 2 : 0)) {
+      tokens_.Copy(to, 0, kFirst, whole);
     } else {
-      CopyTokens(block, to);
-      Weights::template Copy<Shape>(a_.product, tile_.weight, n_begin_, block,
-                                    to + Shape::kTokenBytes);
+      tokens_.Copy(to, kFirst, Tokens::kCount - kFirst, whole);
     }
   }
-
-  // Rows and columns that do not exist become zero and are not read.
-  __device__ __forceinline__ void CopyTokens(int block, uint32_t to) const {
-    constexpr int kStride = Shape::kThreads / 8;
-    const int thread = static_cast<int>(threadIdx.x), chunk = thread % 8;
-    const int column = block * kBlockColumns + chunk * 8;
-    const int bytes = max(0, min(16, (a_.x_cols - column) * 2));
-    const uint16_t* x =
-        a_.x + (int64_t{tile_.row_begin} + thread / 8) * a_.x_pitch + column;
-#pragma unroll
-    for (int i = 0; i < Shape::kTokens; i += kStride) {
-      const int row = i + thread / 8;
-      if (Shape::kTokens % kStride != 0 && row >= Shape::kTokens) break;
-      CopyAsync16(to + SwizzledAt(row, chunk), x + i * a_.x_pitch, row < tile_.rows ? bytes : 0);
+  // What is left to copy of that step, if it is the last and not whole.
+  __device__ __forceinline__ void CopyTail(int block, uint32_t to) {
+    tokens_.Advance();
+    if (block < a_.product.k_blocks && block == a_.x_cols / kBlockColumns) {
+      tokens_.CopyTail(to, a_.x_cols % kBlockColumns);
     }
   }
 
@@ -255,37 +281,93 @@ class PortableTile {
     for (int i = 0; i < Shape::kSlices; ++i) {
 #pragma unroll
       for (int c = 0; c < Shape::kColumns; ++c) {
-        Mma16x8x16<Operand>(sum_[i][c], w_[step & 1][i], b_[step & 1][c]);
+        float* sum = kScaled ? part_[kScaled ? i : 0][kScaled ? c : 0] : sum_[i][c];
+        Mma16x8x16<Operand>(sum, w_[step & 1][i], b_[step & 1][c]);
       }
     }
   }
-
-  __device__ __forceinline__ void Store() {
+  // Where weights have a scale for every row and 128 columns: adds what they summed to, scaled.
+  __device__ __forceinline__ void GetScales(float (&scales)[Shape::kSlices][2]) const {
+#pragma unroll
+    for (int i = 0; i < Shape::kSlices; ++i) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) scales[i][r] = slices_[i].scales[r];
+    }
+  }
+  __device__ __forceinline__ void AddScaled(const float (&scales)[Shape::kSlices][2]) {
 #pragma unroll
     for (int i = 0; i < Shape::kSlices; ++i) {
 #pragma unroll
       for (int c = 0; c < Shape::kColumns; ++c) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int token = token_ + c * 8 + (lane_ & 3) * 2 + (e & 1);
-          const int n = n_begin_ + row_ + i * 16 + (lane_ >> 2) + (e & 2) * 4;
-          if (token < tile_.rows && n < a_.product.n) {
-            StoreResult(a_.product, tile_, token, n, sum_[i][c][e]);
-          }
+          sum_[i][c][e] = fmaf(part_[i][c][e], scales[i][e / 2], sum_[i][c][e]);
+          part_[i][c][e] = 0.0f;
         }
       }
     }
   }
+
+  __device__ __forceinline__ void Store() {
+    if constexpr (kOneWarp) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int token = (lane_ & 3) * 2 + (e & 1);
+        const int n = n_begin_ + (lane_ >> 2) + (e & 2) * 4;
+        if (token < tile_.rows && n < a_.product.n) {
+          StoreResult(a_.product, tile_, token, n, sum_[0][0][e]);
+        }
+      }
+    } else {
+      __syncthreads();  // nobody reads the ring any more
+      StoreThroughShared();
+    }
+  }
+  // 16 tokens at a time are turned around in the warp's part of shared memory, so that lanes beside
+  // each other store what lies beside each other.
+  __device__ __forceinline__ void StoreThroughShared() {
+    constexpr int kLanes = Shape::kWarpRows / 4, kTokensAtOnce = 32 / kLanes;
+    const uint32_t warp_at = shared_ + static_cast<int>(threadIdx.x) / 32 * (16 * kTurnedBytes);
+    const uint32_t to = warp_at + (lane_ & 3) * 2 * kTurnedBytes + (lane_ >> 2) * 4;
+    const uint32_t from = warp_at + lane_ / kLanes * kTurnedBytes + lane_ % kLanes * 16;
+    const ResultColumns columns(a_.product, tile_, n_begin_ + row_ + lane_ % kLanes * 4);
+#pragma unroll
+    for (int c = 0; c < Shape::kColumns; c += 2) {
+      __syncwarp();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < Shape::kSlices; ++i) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            StoreShared4(to + (half * 8 + (e & 1)) * kTurnedBytes + (i * 16 + (e & 2) * 4) * 4,
+                         sum_[i][c + half][e]);
+          }
+        }
+      }
+      __syncwarp();
+#pragma unroll 2
+      for (int t = 0; t < 16; t += kTokensAtOnce) {
+        const int token = token_ + c * 8 + t + lane_ / kLanes;
+        const uint4 values = LoadShared16(from + t * kTurnedBytes);
+        if (token < tile_.rows) columns.Store(a_.product, tile_, token, values);
+      }
+    }
+  }
+  // Of one token in shared memory: free of bank conflicts.
+  static constexpr int kTurnedBytes = (Shape::kWarpRows + 4) * 4;
+  static_assert(kOneWarp || Shape::kThreads / 32 * 16 * kTurnedBytes <= 2 * kStageBytes);
 
   const PortableArgs& a_;
   const RowTile& tile_;
   const int n_begin_;
   const uint32_t shared_;
   const int lane_;
-  std::conditional_t<kStreams, TokenStream, NoStream> tokens_;
-  std::conditional_t<kStreams, typename Weights::Stream, NoStream> weights_;
+  Tokens tokens_;
+  WeightCopies weights_;
   const int row_, token_;
   float sum_[Shape::kSlices][Shape::kColumns][4];
+  float part_[kScaled ? Shape::kSlices : 1][kScaled ? Shape::kColumns : 1][4];
   uint32_t at_ = 0;  // of the step of 64 columns
   typename Weights::Slice slices_[Shape::kSlices];
   uint32_t w_[2][Shape::kSlices][4], b_[2][Shape::kColumns][2], later_[2];

@@ -23,8 +23,10 @@ int FastTileRows(DType weight_dtype, int64_t n, int64_t rows) {
 
 int PortableTileRows(DType weight_dtype, int64_t n, int64_t rows) {
   if (rows <= 8) return 8;
-  if (!IsDense(weight_dtype)) return rows <= 64 ? 64 : 128;
-  return rows > 128 && CeilDiv(n, 128) * CeilDiv(rows, 256) >= 100 ? 256 : 64;
+  if (rows <= 64) return 64;
+  if (weight_dtype == DType::kFP8_128) return 128;
+  if (rows > 128 && CeilDiv(n, 128) * CeilDiv(rows, 256) >= 100) return 256;
+  return IsDense(weight_dtype) ? 64 : 128;
 }
 
 int TileRowsOf(const Product& p) {

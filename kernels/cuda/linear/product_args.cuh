@@ -73,25 +73,98 @@ __device__ __forceinline__ RowTile FindRowTile(const ProductArgs& p, int tile) {
   return t;
 }
 
+// No multiply-add: all ways of storing round alike.
 __device__ __forceinline__ void StoreResult(const ProductArgs& p, const RowTile& t, int row, int n,
                                             float value) {
   const int64_t m = t.row_begin + row;
-  if (p.row_scale != nullptr) value *= p.row_scale[m];
-  if (t.bias != nullptr) value += t.bias[n];
+  if (p.row_scale != nullptr) value = __fmul_rn(value, p.row_scale[m]);
+  if (t.bias != nullptr) value = __fadd_rn(value, t.bias[n]);
   const int64_t at = m * p.out_stride + n;
   if (p.out_dtype == DType::kF32) {
     auto* out = static_cast<float*>(p.out) + at;
     *out = p.accumulate ? *out + value : value;
   } else if (p.out_dtype == DType::kBF16) {
     auto* out = static_cast<__nv_bfloat16*>(p.out) + at;
-    if (p.accumulate) value += __bfloat162float(*out);
+    if (p.accumulate) value = __fadd_rn(value, __bfloat162float(*out));
     *out = __float2bfloat16(value);
   } else {
     auto* out = static_cast<__half*>(p.out) + at;
-    if (p.accumulate) value += __half2float(*out);
+    if (p.accumulate) value = __fadd_rn(value, __half2float(*out));
     *out = __float2half(value);
   }
 }
+
+// Four results beside each other, of any rows: as StoreResult stores them, in one piece where they
+// are whole and aligned.
+class ResultColumns {
+ public:
+  __device__ __forceinline__ ResultColumns(const ProductArgs& p, const RowTile& t, int n) : n_(n) {
+    const int size = p.out_dtype == DType::kF32 ? 4 : 2;
+    together_ = n + 4 <= p.n && p.out_stride % 4 == 0 &&
+                (reinterpret_cast<uintptr_t>(p.out) + int64_t{n} * size) % (4 * size) == 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bias_[i] = t.bias != nullptr && n + i < p.n ? t.bias[n + i] : 0.0f;
+  }
+  __device__ __forceinline__ void Store(const ProductArgs& p, const RowTile& t, int row,
+                                        uint4 values) const {
+    float v[4] = {__uint_as_float(values.x), __uint_as_float(values.y), __uint_as_float(values.z),
+                  __uint_as_float(values.w)};
+    if (!together_) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (n_ + i < p.n) StoreResult(p, t, row, n_ + i, v[i]);
+      }
+      return;
+    }
+    const int64_t m = t.row_begin + row;
+    if (p.row_scale != nullptr) {
+      const float scale = p.row_scale[m];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = __fmul_rn(v[i], scale);
+    }
+    if (t.bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = __fadd_rn(v[i], bias_[i]);
+    }
+    const int64_t at = m * p.out_stride + n_;
+    if (p.out_dtype == DType::kF32) {
+      auto* out = reinterpret_cast<float4*>(static_cast<float*>(p.out) + at);
+      if (p.accumulate) {
+        const float4 old = *out;
+        v[0] = __fadd_rn(old.x, v[0]), v[1] = __fadd_rn(old.y, v[1]);
+        v[2] = __fadd_rn(old.z, v[2]), v[3] = __fadd_rn(old.w, v[3]);
+      }
+      *out = make_float4(v[0], v[1], v[2], v[3]);
+    } else if (p.out_dtype == DType::kBF16) {
+      StoreFour<__nv_bfloat16>(p, at, v);
+    } else {
+      StoreFour<__half>(p, at, v);
+    }
+  }
+
+ private:
+  template <typename T>
+  static __device__ __forceinline__ void StoreFour(const ProductArgs& p, int64_t at,
+                                                   float (&v)[4]) {
+    struct __align__(8) Four {
+      T x[4];
+    };
+    auto* out = reinterpret_cast<Four*>(static_cast<T*>(p.out) + at);
+    Four to;
+    if (p.accumulate) {
+      to = *out;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = __fadd_rn(v[i], static_cast<float>(to.x[i]));
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to.x[i] = static_cast<T>(v[i]);
+    *out = to;
+  }
+
+  int n_;
+  bool together_;
+  float bias_[4];
+};
 
 // Everything but the tensor map and what the kernels' shapes decide.
 ProductArgs MakeProductArgs(const Product& p);
