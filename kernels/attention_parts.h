@@ -1,4 +1,5 @@
-// Attention over disjoint sets of keys as parts of one softmax. Plain structs (.cu-safe).
+// What becomes of attention that was computed in parts: one softmax over disjoint sets of keys, or
+// a sum of several attentions, each weighted by a gate. Plain structs (.cu-safe).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,16 @@ struct MergeAttentionParams {
   int32_t num_parts = 0;                      // 1 .. kMaxAttentionParts
   TensorView parts[kMaxAttentionParts] = {};  // [rows, heads, head_dim]
   const float* lse[kMaxAttentionParts] = {};  // [rows, heads]
+  TensorView out = {};                        // [rows, heads, head_dim]
+};
+
+// The sum of parts, each a softmax of its own, weighted by gates of the row and head:
+//   out[r,h] = sum_i sigmoid(gates[r, h * num_parts + i]) parts_i[r,h]
+// in float32, parts in order. Source: NSA (arXiv 2502.11089).
+struct GateAttentionParams {
+  int32_t num_parts = 0;                      // 1 .. kMaxAttentionParts
+  TensorView parts[kMaxAttentionParts] = {};  // [rows, heads, head_dim]
+  TensorView gates = {};                      // [rows, heads * num_parts], before the sigmoid
   TensorView out = {};                        // [rows, heads, head_dim]
 };
 

@@ -31,9 +31,17 @@ absl::Status CheckNorm(ShapeCheck check, const TensorView& x, const TensorView& 
   return check.status();
 }
 
-absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache) {
-  const int64_t head_bytes = KvHeadPageBytes(cache.dtype, cache.head_dim);
-  check.That(cache.num_heads > 0, "a cache with 1 or more heads", cache.num_heads)
+// means: the cache may be one of MeansOf.
+absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache, bool means = false) {
+  const int64_t head_bytes =
+      KvHeadPageBytes(cache.dtype, cache.head_dim) / kPageTokens * cache.page_entries;
+  check
+      .That(cache.page_entries == kPageTokens ||
+                (means && cache.page_entries == 1 && cache.dtype != KvDType::kQ8 &&
+                 cache.dtype != KvDType::kFp8),
+            means ? "pages of 64 entries, or of one that is a float" : "pages of 64 entries",
+            cache.page_entries)
+      .That(cache.num_heads > 0, "a cache with 1 or more heads", cache.num_heads)
       .That(cache.head_dim > 0, "a cache head size of 1 or more", cache.head_dim)
       .That(cache.num_pages >= 0, "a cache of 0 or more pages", cache.num_pages)
       .That(cache.num_heads == 1 || cache.head_stride >= head_bytes,
@@ -44,7 +52,8 @@ absl::Status CheckCache(ShapeCheck& check, const PagedKv& cache) {
             "cache memory for every page", cache.num_pages)
       .That(cache.dtype == KvDType::kFp8 && cache.v != cache.k
                 ? cache.k_scale > 0 && cache.v_scale > 0
-                : cache.k_scale == 1 && cache.v_scale == 1,
+                : (cache.page_entries == 1 ? cache.k_scale > 0 : cache.k_scale == 1) &&
+                      cache.v_scale == 1,
             "scales above 0, and 1 but for an fp8 cache of keys and values", 0);
   return check.status();
 }
@@ -257,7 +266,7 @@ absl::Status Backend::DoKvWriteSummarized(const KvWriteParams& p,
 
 absl::Status Backend::Attention(const AttentionParams& p) {
   ShapeCheck check("Attention", device());
-  RETURN_IF_ERROR(CheckCache(check, p.cache));
+  RETURN_IF_ERROR(CheckCache(check, p.cache, /*means=*/true));
   check.Bind("head_dim", p.cache.head_dim, "cache")
       .F32("q", p.q, {"rows", "heads", "head_dim"})
       .Activation("out", p.out, {"rows", "heads", "head_dim"})
@@ -268,9 +277,11 @@ absl::Status Backend::Attention(const AttentionParams& p) {
             "a page table and lengths", p.page_table.num_sequences);
   RETURN_IF_ERROR(check.status());
   for (int32_t s = 0; s < p.page_table.num_sequences; ++s) {
-    check.That(p.kv_lens[s] >= 0 && p.kv_lens[s] <= p.page_table.stride * kPageTokens,
+    check.That(p.kv_lens[s] >= 0 && p.kv_lens[s] <= p.page_table.stride * p.cache.page_entries,
                "lengths inside the page table", p.kv_lens[s]);
   }
+  check.That(p.cache.page_entries == kPageTokens || p.selection.entry_tokens == 1,
+             "single entries of a cache of means", p.selection.entry_tokens);
   RETURN_IF_ERROR(CheckSelection(check, p));
   return DoAttention(Folded(p));
 }
@@ -285,6 +296,19 @@ absl::Status Backend::MergeAttention(const MergeAttentionParams& p) {
   }
   RETURN_IF_ERROR(check.status());
   return DoMergeAttention(p);
+}
+
+absl::Status Backend::GateAttention(const GateAttentionParams& p) {
+  ShapeCheck check("GateAttention", device());
+  check.F32("out", p.out, {"rows", "heads", "head_dim"})
+      .That(p.num_parts >= 1 && p.num_parts <= kMaxAttentionParts, "1 to 3 parts", p.num_parts)
+      .Bind("gates", check.Get("heads") * p.num_parts, "out")
+      .F32("gates", p.gates, {"rows", "gates"});
+  for (int32_t i = 0; check.ok() && i < p.num_parts; ++i) {
+    check.F32("part", p.parts[i], {"rows", "heads", "head_dim"});
+  }
+  RETURN_IF_ERROR(check.status());
+  return DoGateAttention(p);
 }
 
 absl::Status Backend::CopyBytes(std::span<const ByteCopy> copies) {
@@ -361,7 +385,7 @@ absl::Status Backend::SelectPages(const SelectPagesParams& p) {
             "as many entries as are forced or more, and no more than candidates", p.counts[t])
         .That(UsesSummaries(p.score) || p.counts[t] == pages, "room for all candidates",
               p.counts[t])
-        .That(p.score != PageScore::kCompressedKeys || tile.num_rows == 1 || p.counts[t] == pages,
+        .That(!WeighsSummaries(p.score) || tile.num_rows == 1 || p.counts[t] == pages,
               "tiles of one row", tile.num_rows)
         .That(p.score != PageScore::kAntidiagonal || tile.num_rows == 1 ||
                   tile.first_position % p.stride == 0,

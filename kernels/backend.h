@@ -157,6 +157,8 @@ class Backend {
   absl::Status KvWrite(const KvWriteParams& p);
   absl::Status Attention(const AttentionParams& p);
   absl::Status MergeAttention(const MergeAttentionParams& p);
+  // UNIMPLEMENTED: the backend has no kernel for it.
+  absl::Status GateAttention(const GateAttentionParams& p);
   absl::Status SummarizePages(const PageSummaryParams& p);
   absl::Status SelectPages(const SelectPagesParams& p);
   // UNIMPLEMENTED: the backend has no kernel for it.
@@ -185,6 +187,7 @@ class Backend {
                                            const PageSummaryParams& summaries);
   virtual absl::Status DoAttention(const AttentionParams& p) = 0;
   virtual absl::Status DoMergeAttention(const MergeAttentionParams& p) = 0;
+  virtual absl::Status DoGateAttention(const GateAttentionParams& p) = 0;
   virtual absl::Status DoSummarizePages(const PageSummaryParams& p) = 0;
   virtual absl::Status DoSelectPages(const SelectPagesParams& p) = 0;
   virtual absl::Status DoSelectTokens(const SelectTokensParams& p) = 0;

@@ -96,7 +96,8 @@ struct KvWriteParams {
 
 // Writes the summaries of pages that keys were written to, from the first counts[i] slots of page
 // page_ids[i] as they are stored: a page's summary depends on its keys alone, never on how they came.
-// The mean is a float32 sum over ascending slots, divided and then rounded once.
+// A mean (of keys; of values where the cache has that) is a float32 sum over ascending slots,
+// divided and then rounded once.
 struct PageSummaryParams {
   PagedKv cache = {};                 // with summaries
   const int32_t* page_ids = nullptr;  // [num_pages], distinct; kNoPage: padding
@@ -134,13 +135,23 @@ enum class PageScore : uint8_t {
   // query heads of the list, page J weighs as the largest P of 4J - 1 to 4J + 3, the compressed keys
   // that reach into it. Source: InfLLM-v2 (arXiv 2509.24663).
   kCompressedKeys,
+  // The share of the row's attention to pages' means: with p[h, J] the softmax of scale * q_h · mean
+  // key of J over the pages whose keys the row at position i all sees (J < floor((i + 1) / 64)), the
+  // sum of p over the query heads of the list. Source: NSA (arXiv 2502.11089) as
+  // github.com/fla-org/native-sparse-attention has it.
+  kMeanShares,
 };
 inline constexpr int32_t kProbeRows = 64;
 
 // Whether pages are ranked by their summaries, or else by their keys.
 constexpr bool UsesSummaries(PageScore score) {
   return score == PageScore::kBound || score == PageScore::kMean ||
-         score == PageScore::kCompressedKeys;
+         score == PageScore::kCompressedKeys || score == PageScore::kMeanShares;
+}
+// Whether a page's score is of a softmax of one row: pages are then weighed against each other, and
+// no tile of several rows chooses.
+constexpr bool WeighsSummaries(PageScore score) {
+  return score == PageScore::kCompressedKeys || score == PageScore::kMeanShares;
 }
 
 // Makes a selection's lists of pages from queries. The candidates of a tile are the pages 0 to P of
@@ -155,7 +166,7 @@ constexpr bool UsesSummaries(PageScore score) {
 // mean of its block's scores, and those of the block of the tile's first row, or later, come first.
 // Source: MoBA (arXiv 2502.13189), whose blocks' mean keys are the mean of their pages'.
 //
-// kCompressedKeys takes tiles of one row, and others that take all their candidates.
+// kCompressedKeys and kMeanShares take tiles of one row, and others that take all their candidates.
 //
 // kAntidiagonal is not of q̄ but of the rows, a mean over the query heads of h, and goes by `mass`
 // instead of by counts, which then are P + 1: beside what is taken anyway the list takes the best
@@ -190,7 +201,7 @@ struct SelectPagesParams {
   int32_t sink_pages = 0;
   int32_t recent_pages = 1;
   int32_t block_pages = 1;  // more: kMean, lists per query head, no sinks, 1 recent page
-  // Unused with summaries, but for `scale` of kCompressedKeys. kAntidiagonal: 0 < `mass` <= 1, tiles
+  // Unused with summaries, but for `scale` where WeighsSummaries. kAntidiagonal: 0 < `mass` <= 1, tiles
   // begin at multiples of `stride`, which divides kPageTokens. kVerticalSlash: `segment` is whole tiles.
   float scale = 0.0f;  // of the attention that is estimated
   float mass = 0.0f;
@@ -272,7 +283,9 @@ struct AttentionParams {
   TensorView q = {};  // [rows, query heads, head_dim]
   PagedKv cache = {};
   PageTable page_table = {};
-  const int32_t* kv_lens = nullptr;  // [num_sequences] keys that exist, this step's included
+  // [num_sequences] keys that exist, this step's included; of a cache of means its entries, which
+  // `selection` lists one by one.
+  const int32_t* kv_lens = nullptr;
   // [num_sequences]: 1 where the sequence's rows are generated tokens, 0 where they are a prompt's;
   // null: all are a prompt's. A backend may compute the two with different kernels: a row's bits
   // depend on its own class only, never on how many rows the step has.

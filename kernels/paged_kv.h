@@ -54,16 +54,19 @@ inline constexpr int32_t kSummaryRows = 3;
 // compressed key of InfLLM-v2 (PageScore::kCompressedKeys), also where they lie in two pages.
 inline constexpr int32_t kSegmentTokens = 16;
 inline constexpr int32_t kPageSegments = kPageTokens / kSegmentTokens;
-constexpr int32_t SummaryRows(bool segment_means) {
-  return segment_means ? kSummaryRows + kPageSegments : kSummaryRows;
+// Where a group asks for the values' mean, one row more, the last, holds that of the page's values
+// (of kFp8 the layer's scale is in it): with the keys' mean an entry of the cache of MeansOf.
+constexpr int32_t SummaryRows(bool segment_means, bool value_mean = false) {
+  return kSummaryRows + (segment_means ? kPageSegments : 0) + (value_mean ? 1 : 0);
 }
-constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim, bool segment_means = false) {
+constexpr int64_t PageSummaryBytes(KvDType t, int32_t head_dim, bool segment_means = false,
+                                   bool value_mean = false) {
   const int64_t element = t == KvDType::kF32 || t == KvDType::kQ8 ? 4 : 2;  // f16 of fp8 codes
-  return element * SummaryRows(segment_means) * head_dim;
+  return element * SummaryRows(segment_means, value_mean) * head_dim;
 }
 
 // One layer of one cache group. Address of (page p, head h): base + p*page_stride + h*head_stride
-// bytes (64-bit from the first multiplication); inside it [kPageTokens][head_dim] as KvDType says.
+// bytes (64-bit from the first multiplication); inside it [page_entries][head_dim] as KvDType says.
 // Summaries, where the group keeps them: base + p*page_stride + h*PageSummaryBytes.
 struct PagedKv {
   void* k = nullptr;
@@ -75,11 +78,43 @@ struct PagedKv {
   int32_t head_dim = 0;
   KvDType dtype = KvDType::kF32;
   bool segment_means = false;  // summaries hold them, too
+  bool value_mean = false;     // and that
+  // Entries of a page: its tokens, or the one that stands for them all (MeansOf). A position of an
+  // attention call is an entry, of page position / page_entries.
+  int32_t page_entries = kPageTokens;
   void* summaries = nullptr;   // or none
   // Of kFp8: a key is its codes times k_scale, a value times v_scale, both above 0. Summaries are
   // of codes: they rank pages, which a factor does not change.
   float k_scale = 1.0f, v_scale = 1.0f;
 };
+
+inline int32_t SummaryRows(const PagedKv& cache) {
+  return SummaryRows(cache.segment_means, cache.value_mean);
+}
+inline int64_t PageSummaryBytes(const PagedKv& cache) {
+  return PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means, cache.value_mean);
+}
+// Of a summary's rows, of which the third is the keys' mean.
+inline int64_t SummaryRowBytes(const PagedKv& cache) {
+  return PageSummaryBytes(cache) / SummaryRows(cache);
+}
+
+// The means of a cache's pages as a cache of one entry a page: key and value of entry p are the
+// means of what page p holds. For Attention alone. REQUIRES: summaries with the values' mean.
+inline PagedKv MeansOf(const PagedKv& cache) {
+  PagedKv means = cache;
+  means.k = static_cast<char*>(cache.summaries) + 2 * SummaryRowBytes(cache);
+  means.v = static_cast<char*>(cache.summaries) + (SummaryRows(cache) - 1) * SummaryRowBytes(cache);
+  means.v_scale = 1.0f;
+  means.head_stride = PageSummaryBytes(cache);
+  means.dtype = cache.dtype == KvDType::kQ8    ? KvDType::kF32
+                : cache.dtype == KvDType::kFp8 ? KvDType::kF16
+                                               : cache.dtype;
+  means.segment_means = means.value_mean = false;
+  means.page_entries = 1;
+  means.summaries = nullptr;
+  return means;
+}
 
 // Which physical pages the step's sequences hold in one group; shared by the group's layers.
 struct PageTable {

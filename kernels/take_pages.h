@@ -17,7 +17,9 @@ void ScoreBlocks(const SelectPagesParams& p, const QueryTile& tile, std::span<fl
 constexpr int64_t CompressedKeys(int64_t position) {
   return position < 2 * kSegmentTokens - 1 ? 0 : (position + 1) / kSegmentTokens - 1;
 }
-// A page's score, given P[c] of the compressed keys that the row sees.
+// kMeanShares: how many pages the row at `position` sees all keys of.
+constexpr int64_t WholePages(int64_t position) { return (position + 1) / kPageTokens; }
+// kCompressedKeys: a page's score, given P[c] of the compressed keys that the row sees.
 float CompressedScore(int64_t page, std::span<const float> weights);
 
 // kAntidiagonal: writes the list of `tile` by its candidates' `shares`. A share that is not a

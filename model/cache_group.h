@@ -45,6 +45,7 @@ struct CacheGroup {
   int32_t head_dim = 0;
   bool summaries = false;  // pages carry summaries of their keys (PagedKv::summaries)
   bool segment_means = false;  // and these the means of segments
+  bool value_mean = false;     // or of the page's values
   bool latent = false;         // an entry is key and value at once (LatentAttention), stored once
   int32_t index_dim = 0;       // channels of an index key beside every entry; 0: none
   // Of all layers and heads for one page: K, V (where it is not K), summaries and index keys.
@@ -64,7 +65,8 @@ inline int64_t LayerPageBytes(const CacheGroup& group, kernels::KvDType dtype) {
   constexpr int64_t kAlignment = 64;
   int64_t bytes = (group.latent ? 1 : 2) * kernels::KvHeadPageBytes(dtype, group.head_dim);
   if (group.summaries) {
-    bytes += kernels::PageSummaryBytes(dtype, group.head_dim, group.segment_means);
+    bytes +=
+        kernels::PageSummaryBytes(dtype, group.head_dim, group.segment_means, group.value_mean);
   }
   bytes *= group.num_kv_heads;
   if (group.summaries) bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;

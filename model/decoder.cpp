@@ -178,6 +178,7 @@ absl::Status DecoderImpl::SelectKeys() {
     dual_chunk_->SetPositions(layout_);
     dual_chunk_->Cut(selections_, last_selections_);
   }
+  CountWholePages();
   for (size_t r = 0; r < ranked_.size(); ++r) {
     const SelectionBuilder& chosen = selections_[static_cast<size_t>(ranked_pattern_[r])];
     ranked_[r].Set(chosen);
@@ -185,6 +186,12 @@ absl::Status DecoderImpl::SelectKeys() {
     if (!layout_.all_wanted()) last_ranked_[r].SetWanted(chosen, layout_.wanted);
   }
   return ReservePageLists();
+}
+
+void DecoderImpl::CountWholePages() {
+  whole_pages_.clear();
+  if (!reads_means_) return;
+  for (const int32_t keys : layout_.kv_lens) whole_pages_.push_back(keys / kernels::kPageTokens);
 }
 
 absl::Status DecoderImpl::ReservePageLists() {
@@ -225,11 +232,13 @@ void DecoderImpl::BeginStep(ModelOutput* output) {
 // What Attend would have counted.
 absl::Status DecoderImpl::CountReplayed() {
   const auto count = [this](size_t p, const kernels::KvSelection& selection,
-                            int64_t heads) -> absl::Status {
+                            const HeadCount& heads) -> absl::Status {
+    const std::vector<int32_t>& lens =
+        plan_->patterns[p]->reads_means() ? whole_pages_ : layout_.kv_lens;
     ASSIGN_OR_RETURN(const kernels::AttentionCounters keys,
-                     kernels::CountKeys(selection, layout_.kv_lens.data(), heads));
+                     kernels::CountKeys(selection, lens.data(), heads.all));
     PatternCounters& total = (*counters_)[p];
-    total.keys_total += heads * layout_.keys_all_rows;
+    total.keys_total += heads.first_part * layout_.keys_all_rows;
     total.keys_visible += keys.keys_visible;
     total.keys_read += keys.keys_read;
     return absl::OkStatus();
@@ -276,6 +285,7 @@ void DecoderImpl::NameArrays() {
   for (const std::vector<int32_t>& ids : layout_.written_pages) name(ids);
   for (const std::vector<int32_t>& counts : layout_.written_counts) name(counts);
   name(layout_.kv_lens);
+  if (reads_means_) name(whole_pages_);
   for (const kernels::PageTable& table : layout_.page_tables) {
     arrays_.push_back({table.pages, table.stride * table.num_sequences * int64_t{4}});
   }

@@ -22,8 +22,7 @@ kernels::PagedKv HeadsOf(kernels::PagedKv cache, int32_t first, int32_t count) {
   cache.v = static_cast<char*>(cache.v) + first * cache.head_stride;
   if (cache.summaries != nullptr) {
     cache.summaries =
-        static_cast<char*>(cache.summaries) +
-        first * kernels::PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means);
+        static_cast<char*>(cache.summaries) + first * kernels::PageSummaryBytes(cache);
   }
   cache.num_heads = count;
   return cache;
@@ -42,6 +41,10 @@ absl::Status DecoderImpl::Project(size_t l, TensorView* query) {
   const int64_t query_width = int64_t{a.num_heads} * a.head_dim;
   const int64_t kv_width = int64_t{a.num_kv_heads} * a.head_dim;
   *query = Columns(qkv, 0, query_width);
+  gates_ = {};
+  if (a.gates > 0) {
+    gates_ = Columns(qkv, query_width + 2 * kv_width, int64_t{a.num_heads} * a.gates);
+  }
   return WriteKv(l, Columns(qkv, query_width, kv_width),
                  Columns(qkv, query_width + kv_width, kv_width));
 }
@@ -193,47 +196,64 @@ absl::Status DecoderImpl::KeepWantedRows(TensorView* query) {
   if (spec_->parallel_block) {
     RETURN_IF_ERROR(Gather(&h_, layout_.wanted, work_.last_normed));
   }
+  if (gates_.data != nullptr) RETURN_IF_ERROR(Gather(&gates_, layout_.wanted, work_.last_gates));
   return Gather(query, layout_.wanted, work_.last_query);
 }
 
 absl::Status DecoderImpl::Attend(size_t l, const TensorView& query, const TensorView& out) {
   Timed timed(&times_->attention_ns);
-  return dual_chunk_ ? AttendDualChunk(l, query, out) : AttendPart(l, query, kWhole, out, nullptr);
+  const AttentionSpec& a = spec_->layers[l].attention;
+  const int num_parts = dual_chunk_ ? dual_chunk_->num_parts() : plan_->layers[l].parts;
+  if (num_parts == 1 && !dual_chunk_) return AttendPart(l, query, 0, out, nullptr);
+  for (int part = 0; part < num_parts; ++part) {
+    if (dual_chunk_ && part > 0) RETURN_IF_ERROR(TurnQueries(a, query, part));
+    RETURN_IF_ERROR(AttendPart(l, query, part, PartOut(part, query.shape[1]),
+                               dual_chunk_ ? PartLse(part, a.num_heads) : nullptr));
+  }
+  return dual_chunk_ ? MergeParts(l, num_parts, out) : GateParts(l, num_parts, out);
 }
 
-absl::Status DecoderImpl::AttendDualChunk(size_t l, const TensorView& query,
-                                          const TensorView& out) {
+TensorView DecoderImpl::PartOut(int part, int64_t width) const {
+  TensorView view = MatrixIn(work_.parts, rows_, width);
+  view.data = view.ptr<float>() + part * rows_ * width;
+  return view;
+}
+
+float* DecoderImpl::PartLse(int part, int64_t heads) const {
+  return work_.parts_lse.as<float>() + part * rows_ * heads;
+}
+
+// Rotations add up. Tables differ in scale alone, which is in the queries already.
+absl::Status DecoderImpl::TurnQueries(const AttentionSpec& a, const TensorView& query, int part) {
+  if (a.rope < 0) return absl::OkStatus();
+  const RopeTable& table = spec_->ropes[static_cast<size_t>(a.rope)].variants[0];
+  return backend_->Rope({.x = Heads(query, 0, a.num_heads, a.head_dim),
+                         .positions = dual_chunk_->turns(part, last_).data(),
+                         .inv_freq = resident_->rope_frequencies[static_cast<size_t>(a.rope)][0],
+                         .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
+                         .interleaved = table.interleaved});
+}
+
+absl::Status DecoderImpl::GateParts(size_t l, int num_parts, const TensorView& out) {
   const AttentionSpec& a = spec_->layers[l].attention;
-  const int64_t width = int64_t{a.num_heads} * a.head_dim;
-  const int num_parts = dual_chunk_->num_parts();
-  const auto part_out = [&](int part) {
-    TensorView view = MatrixIn(work_.parts, rows_, width);
-    view.data = view.ptr<float>() + part * rows_ * width;
-    return view;
-  };
-  const auto part_lse = [&](int part) {
-    return work_.parts_lse.as<float>() + int64_t{part} * rows_ * a.num_heads;
-  };
+  kernels::GateAttentionParams gate = {
+      .num_parts = num_parts, .gates = gates_, .out = Heads(out, 0, a.num_heads, a.head_dim)};
   for (int part = 0; part < num_parts; ++part) {
-    if (part > 0 && a.rope >= 0) {
-      // Rotations add up. Tables differ in scale alone, which is in the queries already.
-      const RopeTable& table = spec_->ropes[static_cast<size_t>(a.rope)].variants[0];
-      RETURN_IF_ERROR(
-          backend_->Rope({.x = Heads(query, 0, a.num_heads, a.head_dim),
-                          .positions = dual_chunk_->turns(part, last_).data(),
-                          .inv_freq = resident_->rope_frequencies[static_cast<size_t>(a.rope)][0],
-                          .num_frequencies = static_cast<int32_t>(table.inv_freq.size()),
-                          .interleaved = table.interleaved}));
-    }
-    RETURN_IF_ERROR(AttendPart(l, query, part, part_out(part), part_lse(part)));
+    gate.parts[part] = Heads(PartOut(part, out.shape[1]), 0, a.num_heads, a.head_dim);
   }
+  return backend_->GateAttention(gate);
+}
+
+absl::Status DecoderImpl::MergeParts(size_t l, int num_parts, const TensorView& out) {
+  const AttentionSpec& a = spec_->layers[l].attention;
   for (const HeadSegment& segment : plan_->layers[l].segments) {
     const int64_t first = int64_t{segment.query.first} * a.head_dim;
     kernels::MergeAttentionParams merge = {
         .num_parts = num_parts, .out = Heads(out, first, segment.query.count, a.head_dim)};
     for (int part = 0; part < num_parts; ++part) {
-      merge.parts[part] = Heads(part_out(part), first, segment.query.count, a.head_dim);
-      merge.lse[part] = part_lse(part) + int64_t{rows_} * segment.query.first;
+      merge.parts[part] =
+          Heads(PartOut(part, out.shape[1]), first, segment.query.count, a.head_dim);
+      merge.lse[part] = PartLse(part, a.num_heads) + int64_t{rows_} * segment.query.first;
     }
     RETURN_IF_ERROR(backend_->MergeAttention(merge));
   }
@@ -249,27 +269,30 @@ absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part
   const auto* entries = page_lists_.as<int32_t>();
   for (size_t s = 0; s < layer.segments.size(); ++s) {
     const HeadSegment& segment = layer.segments[s];
+    const auto p = static_cast<size_t>(segment.pattern);
     kernels::KvSelection selection;
     if (const int32_t r = layer_ranked_[l][s]; r >= 0) {
       const RankedSelection& ranked = (last_ ? last_ranked_ : ranked_)[static_cast<size_t>(r)];
       selection = ranked.View(entries);
       entries += ranked.num_entries();
     } else {
-      const auto p = static_cast<size_t>(segment.pattern);
       selection =
-          part == kWhole ? selections[p].View() : dual_chunk_->View(selections[p], p, part, last_);
+          dual_chunk_ ? dual_chunk_->View(selections[p], p, part, last_) : selections[p].View();
     }
+    if (!dual_chunk_ && segment.part != part) continue;
+    const bool means = plan_->patterns[p]->reads_means();
     const auto g = static_cast<size_t>(segment.group);
     const CacheGroup& group = cache_->groups()[g];
     const int64_t first = int64_t{segment.query.first} * a.head_dim;
     kernels::AttentionCounters& counters = keys_[static_cast<size_t>(segment.pattern)];
     const kernels::AttentionCounters before = counters;
+    const kernels::PagedKv cache = HeadsOf(
+        CacheOf(l, segment.group), segment.kv.first - group.first_kv_head, segment.kv.count);
     const kernels::AttentionParams params = {
         .q = Heads(query, first, segment.query.count, a.head_dim),
-        .cache = HeadsOf(CacheOf(l, segment.group), segment.kv.first - group.first_kv_head,
-                         segment.kv.count),
+        .cache = means ? kernels::MeansOf(cache) : cache,
         .page_table = page_tables_[g],
-        .kv_lens = layout_.kv_lens.data(),
+        .kv_lens = (means ? whole_pages_ : layout_.kv_lens).data(),
         .generated = layout_.generated.data(),
         .selection = selection,
         .scale = a.scale,

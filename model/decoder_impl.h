@@ -88,6 +88,12 @@ class DecoderImpl : public Decoder {
  private:
   using TensorView = kernels::TensorView;
 
+  // Query heads of all layers.
+  struct HeadCount {
+    int64_t all = 0;
+    int64_t first_part = 0;  // those of segments that are their layer's first part
+  };
+
   // Activations of one step: [max_step_tokens, width] each.
   struct Workspace {
     kernels::Buffer stream, normed, qkv, attended, branch, gate_up, router;
@@ -98,13 +104,15 @@ class DecoderImpl : public Decoder {
     kernels::Buffer index_query, index_keys;
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
-    // Of dual chunk attention: outputs and log-sum-exps of its parts, one behind the other.
-    kernels::Buffer parts, parts_lse;
+    // Of attention in parts: their outputs and, where they are of one softmax, log-sum-exps, one
+    // behind the other; gates of the rows kept.
+    kernels::Buffer parts, parts_lse, last_gates;
     int64_t bytes = 0;
   };
 
   absl::Status CheckSpec() const;
   void FindRankedSegments();
+  static void CountHeads(const HeadSegment& segment, HeadCount* count);
   int32_t RankedIndex(const HeadSegment& segment);
   // Patterns and groups that each layer uses, workspace.
   absl::Status InitStep();
@@ -114,6 +122,7 @@ class DecoderImpl : public Decoder {
   // The part of it that follows from what the prepared weights take.
   void BeginStep(ModelOutput* output);
   absl::Status SelectKeys();
+  void CountWholePages();
   // Room for the lists that one layer's queries make.
   absl::Status ReservePageLists();
   // Tells the backend which host arrays the step's ops read.
@@ -133,7 +142,8 @@ class DecoderImpl : public Decoder {
   absl::Status Deliver(const ModelInput& input, int32_t num_logits, ModelOutput* output);
   absl::StatusOr<std::span<const kernels::SampleResult>> Choose(const ModelInput& input);
 
-  // Attention (decoder_attention.cpp). qkv is [rows, (heads + 2 * KV heads) * head_dim].
+  // Attention (decoder_attention.cpp). qkv is [rows, (heads + 2 * KV heads) * head_dim + heads *
+  // gates].
   // Writes the layer's keys and values of h_ to the cache; its queries [rows, heads * head_dim].
   absl::Status Project(size_t l, TensorView* query);
   absl::Status NormHeads(const LayerSpec& layer, const TensorView& qkv);
@@ -148,14 +158,18 @@ class DecoderImpl : public Decoder {
   // Makes the lists of the layer's query-dependent patterns.
   absl::Status RankPages(size_t l, const TensorView& query);
   absl::Status KeepWantedRows(TensorView* query);
+  // In parts where the layer has several: those of dual chunk attention are of one softmax over
+  // three sets of keys, for each of which the queries are rotated on (and left so); those of a plan
+  // (LayerPlan::parts) are attentions of their own, summed by gates.
   absl::Status Attend(size_t l, const TensorView& query, const TensorView& out);
-  // Over the keys of one part (of dual chunk attention), or all: kWhole. lse: [rows, heads] for
-  // each segment, one behind the other, or null.
+  // One part. lse: [rows, heads] for each segment, one behind the other, or null.
   absl::Status AttendPart(size_t l, const TensorView& query, int part, const TensorView& out,
                           float* lse);
-  static constexpr int kWhole = -1;
-  // Three rotations of a query, three sets of keys, one softmax. Leaves the queries rotated on.
-  absl::Status AttendDualChunk(size_t l, const TensorView& query, const TensorView& out);
+  absl::Status TurnQueries(const AttentionSpec& a, const TensorView& query, int part);
+  absl::Status MergeParts(size_t l, int num_parts, const TensorView& out);
+  absl::Status GateParts(size_t l, int num_parts, const TensorView& out);
+  TensorView PartOut(int part, int64_t width) const;
+  float* PartLse(int part, int64_t heads) const;
 
   // Latent attention (decoder_latent.cpp): Project's other form; from what was attended in the
   // latents' space to the heads' values [rows, heads * value_dim].
@@ -199,24 +213,28 @@ class DecoderImpl : public Decoder {
   Workspace work_;
   std::vector<std::vector<int32_t>> layer_groups_;              // [layer] groups it writes to
   std::vector<bool> used_before_last_, used_in_last_;           // [pattern]
-  std::vector<int64_t> pattern_heads_;                          // [pattern] of all layers
+  std::vector<HeadCount> pattern_heads_;                        // [pattern] of all layers
   std::vector<SelectionBuilder> selections_, last_selections_;  // [pattern]
   // Query-dependent patterns, once for each number of list heads in use, and which of them a layer's
   // segments read: -1 where the pattern is a static one.
   std::vector<RankedSelection> ranked_, last_ranked_;
   std::vector<int32_t> ranked_pattern_;             // [ranked]
-  std::vector<int64_t> ranked_heads_;               // [ranked] query heads of all layers
+  std::vector<HeadCount> ranked_heads_;             // [ranked] query heads of all layers
   std::vector<std::vector<int32_t>> layer_ranked_;  // [layer][segment]
   bool lists_follow_from_lengths_ = true;           // how long they are
   kernels::Buffer page_lists_;                      // of one layer
   std::optional<DualChunkStep> dual_chunk_;         // where the model has it
+  bool reads_means_ = false;                        // some pattern
 
   // The step being computed.
   StepLayout layout_;
+  std::vector<int32_t>
+      whole_pages_;  // [sequences] pages whose keys are all there, for reads_means_
   std::vector<kernels::PageTable> page_tables_;  // [group]
   std::vector<kernels::HostArray> arrays_;
   TensorView x_;       // the residual stream
   TensorView h_;       // what the branch being computed reads: x_, normed where the layer says so
+  TensorView gates_;   // of the attention being computed [rows, heads * gates]; no data without
   TensorView hidden_, logits_;  // what was asked for
   DeviceChoices choices_;
   std::vector<size_t> choice_of_;  // [choices_] index into the input's

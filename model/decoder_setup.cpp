@@ -20,7 +20,8 @@ constexpr int64_t kMinLogitsRows = 128;
 // Widest rows of the spec's layers, in floats.
 struct Widths {
   int64_t dim = 0, qkv = 0, heads = 0, latent_heads = 0, unabsorbed = 0, gate_up = 0, experts = 0;
-  int64_t num_heads = 0, index_query = 0, index_keys = 0;
+  int64_t num_heads = 0, index_query = 0, index_keys = 0, gates = 0;
+  int64_t parts = 0, merged_parts = 0;  // of attention: all, and those that are of one softmax
 
   explicit Widths(const ModelSpec& spec) : dim(spec.dim) {
     for (const LayerSpec& layer : spec.layers) {
@@ -34,8 +35,11 @@ struct Widths {
             std::max(unabsorbed, int64_t{a.num_heads} *
                                      std::max(latent.nope_dim + latent.rope_dim, latent.value_dim));
       } else {
-        qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim);
+        gates = std::max(gates, int64_t{a.num_heads} * a.gates);
+        qkv = std::max(qkv, int64_t{a.num_heads + 2 * a.num_kv_heads} * a.head_dim +
+                                int64_t{a.num_heads} * a.gates);
       }
+      parts = std::max<int64_t>(parts, a.gates);
       const Indexer& indexer = a.indexer;
       index_query = std::max(index_query, int64_t{indexer.num_heads} * indexer.head_dim);
       index_keys = std::max<int64_t>(index_keys, indexer.num_heads + indexer.head_dim);
@@ -45,6 +49,7 @@ struct Widths {
                                   int64_t{2} * (m.num_experts > 0 ? m.shared_ffn_dim : m.ffn_dim));
       experts = std::max<int64_t>(experts, m.num_experts);
     }
+    if (spec.dual_chunk) parts = merged_parts = DualChunk::kParts;
   }
 };
 
@@ -58,7 +63,7 @@ int32_t MaxLogitsRows(const ModelSpec& spec, int32_t max_step_tokens) {
 
 int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
   const Widths w(spec);
-  const int64_t of_parts = spec.dual_chunk ? DualChunk::kParts * (w.heads + w.num_heads) : 0;
+  const int64_t of_parts = w.parts * w.heads + w.merged_parts * w.num_heads + w.gates;
   const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.latent_heads + w.unabsorbed +
                               w.index_query + w.index_keys + w.gate_up + w.experts + of_parts;
   return int64_t{sizeof(float)} *
@@ -113,7 +118,7 @@ absl::Status DecoderImpl::InitStep() {
   const size_t num_patterns = plan_->patterns.size();
   used_before_last_.assign(num_patterns, false);
   used_in_last_.assign(num_patterns, false);
-  pattern_heads_.assign(num_patterns, 0);
+  pattern_heads_.assign(num_patterns, {});
   selections_.resize(num_patterns);
   last_selections_.resize(num_patterns);
   for (size_t l = 0; l < plan_->layers.size(); ++l) {
@@ -121,14 +126,23 @@ absl::Status DecoderImpl::InitStep() {
     for (const HeadSegment& segment : plan_->layers[l].segments) {
       auto& used = l + 1 == plan_->layers.size() ? used_in_last_ : used_before_last_;
       used[static_cast<size_t>(segment.pattern)] = true;
-      pattern_heads_[static_cast<size_t>(segment.pattern)] += segment.query.count;
-      if (groups.empty() || groups.back() != segment.group) groups.push_back(segment.group);
+      CountHeads(segment, &pattern_heads_[static_cast<size_t>(segment.pattern)]);
+      if (std::find(groups.begin(), groups.end(), segment.group) == groups.end()) {
+        groups.push_back(segment.group);
+      }
     }
     layer_groups_.push_back(std::move(groups));
   }
   FindRankedSegments();
+  reads_means_ = std::any_of(plan_->patterns.begin(), plan_->patterns.end(),
+                             [](const auto& pattern) { return pattern->reads_means(); });
   if (spec_->dual_chunk) dual_chunk_.emplace(*spec_->dual_chunk);
   return AllocateWorkspace();
+}
+
+void DecoderImpl::CountHeads(const HeadSegment& segment, HeadCount* count) {
+  count->all += segment.query.count;
+  if (segment.part == 0) count->first_part += segment.query.count;
 }
 
 void DecoderImpl::FindRankedSegments() {
@@ -137,7 +151,7 @@ void DecoderImpl::FindRankedSegments() {
     for (const HeadSegment& segment : layer.segments) {
       segments.push_back(RankedIndex(segment));
       if (segments.back() < 0) continue;
-      ranked_heads_[static_cast<size_t>(segments.back())] += segment.query.count;
+      CountHeads(segment, &ranked_heads_[static_cast<size_t>(segments.back())]);
     }
   }
 }
@@ -158,7 +172,7 @@ int32_t DecoderImpl::RankedIndex(const HeadSegment& segment) {
   lists_follow_from_lengths_ =
       lists_follow_from_lengths_ && (ranking->by_index || kernels::UsesSummaries(ranking->score));
   ranked_pattern_.push_back(segment.pattern);
-  ranked_heads_.push_back(0);
+  ranked_heads_.push_back({});
   ranked_.emplace_back(ranking, list_heads);
   last_ranked_.emplace_back(ranking, list_heads);
   return static_cast<int32_t>(ranked_.size()) - 1;
@@ -183,6 +197,11 @@ absl::Status DecoderImpl::CheckSpec() const {
   for (const LayerSpec& layer : spec_->layers) {
     if (spec_->parallel_block && layer.weights.attn_norm.data == nullptr) {
       return absl::InvalidArgumentError("a layer of parallel branches has no input norm.");
+    }
+    if (layer.attention.gates > 0) {
+      LS_CHECK(!layer.attention.is_latent() && !spec_->dual_chunk);
+      LS_CHECK_EQ(layer.weights.attn_gates.shape[0],
+                  int64_t{layer.attention.num_heads} * layer.attention.gates);
     }
     const int32_t rope = layer.attention.rope;
     LS_CHECK(rope < static_cast<int32_t>(spec_->ropes.size()));
@@ -255,13 +274,14 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(allocate(&work_.branch, widths.dim));
   RETURN_IF_ERROR(allocate(&work_.gate_up, widths.gate_up));
   RETURN_IF_ERROR(allocate(&work_.router, widths.experts));
-  if (spec_->dual_chunk) {
-    RETURN_IF_ERROR(allocate(&work_.parts, DualChunk::kParts * widths.heads));
-    RETURN_IF_ERROR(allocate(&work_.parts_lse, DualChunk::kParts * widths.num_heads));
+  if (widths.parts > 0) RETURN_IF_ERROR(allocate(&work_.parts, widths.parts * widths.heads));
+  if (widths.merged_parts > 0) {
+    RETURN_IF_ERROR(allocate(&work_.parts_lse, widths.merged_parts * widths.num_heads));
   }
   RETURN_IF_ERROR(reserve(&work_.last_stream, rows, widths.dim));
   RETURN_IF_ERROR(reserve(&work_.last_normed, rows, widths.dim));
   RETURN_IF_ERROR(reserve(&work_.last_query, rows, widths.heads));
+  if (widths.gates > 0) RETURN_IF_ERROR(reserve(&work_.last_gates, rows, widths.gates));
   RETURN_IF_ERROR(reserve(&work_.hidden, rows, widths.dim));
   if (limits_.max_logits_rows == 0) return absl::OkStatus();
   return reserve(&work_.logits, limits_.max_logits_rows, spec_->vocab_size);
@@ -331,6 +351,7 @@ absl::Status DecoderImpl::RunDry() {
     dual_chunk_->Cut(selections_, last_selections_);
     dual_chunk_->UseAllParts();
   }
+  CountWholePages();
   RETURN_IF_ERROR(ReservePageLists());
   NameArrays();
   RETURN_IF_ERROR(backend_->BeginStep(arrays_));

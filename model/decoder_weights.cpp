@@ -83,11 +83,15 @@ class Preparer {
     PreparedLayer out;
     if (layer.attention.is_latent()) {
       RETURN_IF_ERROR(PrepareLatent(w, &out));
+    } else if (w.attn_gates.data != nullptr) {
+      ASSIGN_OR_RETURN(out.qkv, Prepare({w.wq, w.wk, w.wv, w.attn_gates}));
     } else {
       ASSIGN_OR_RETURN(out.qkv, Prepare({w.wq, w.wk, w.wv}));
     }
-    out.joined_qkv_bias =
-        JoinBiases({{w.bq, w.wq.shape[0]}, {w.bk, w.wk.shape[0]}, {w.bv, w.wv.shape[0]}});
+    out.joined_qkv_bias = JoinBiases({{w.bq, w.wq.shape[0]},
+                                      {w.bk, w.wk.shape[0]},
+                                      {w.bv, w.wv.shape[0]},
+                                      {{}, w.attn_gates.shape[0]}});
     ASSIGN_OR_RETURN(out.qkv_bias, backend_->Resident(VectorView(out.joined_qkv_bias)));
     ASSIGN_OR_RETURN(out.o, Prepare({w.wo}));
     if (layer.mlp.num_experts > 0) RETURN_IF_ERROR(PrepareExperts(layer, &out));

@@ -79,6 +79,7 @@ kernels::PagedKv KvCache::View(int32_t group, int32_t layer) const {
       .head_dim = groups_[g].head_dim,
       .dtype = options_.dtype,
       .segment_means = groups_[g].segment_means,
+      .value_mean = groups_[g].value_mean,
       .summaries = groups_[g].summaries ? base + (groups_[g].latent ? 1 : 2) * k_bytes : nullptr};
 }
 
@@ -91,7 +92,7 @@ kernels::PagedKv KvCache::IndexView(int32_t group, int32_t layer) const {
   view.head_stride = bytes;
   view.num_heads = 1;
   view.head_dim = g.index_dim;
-  view.segment_means = false;
+  view.segment_means = view.value_mean = false;
   view.summaries = nullptr;
   return view;
 }

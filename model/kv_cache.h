@@ -70,8 +70,8 @@ class KvCache {
   std::vector<std::vector<int32_t>> layer_slot_;  // [group][layer] -> slot in the group, or -1
   std::vector<std::vector<bool>> committed_;      // [group][page]
   // [group]: [layer][page], a page being K [head][64][head_dim], V the same (not in a latent group,
-  // whose K is V), where the group has summaries [head][3, or 7 with segment means][head_dim], and
-  // where it has index keys [64][index_dim].
+  // whose K is V), where the group has summaries [head][SummaryRows][head_dim], and where it has
+  // index keys [64][index_dim].
   std::vector<kernels::Buffer> memory_;
   std::vector<int32_t> host_slots_;    // [group]
   std::vector<kernels::Buffer> host_;  // [group]: [slot][layer], a layer's part as in a page

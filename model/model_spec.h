@@ -90,6 +90,15 @@ struct Dsa {
   friend auto operator<=>(const Dsa&, const Dsa&) = default;
 };
 
+// Native sparse attention (arXiv 2502.11089); what a query reads: model/sparsity/nsa.cpp. Of layers
+// whose attention is a sum of kParts parts (AttentionSpec::gates).
+struct Nsa {
+  static constexpr int32_t kParts = 3;  // compressed, selected, sliding
+  int32_t block_counts = 0;             // blocks of 64 keys, the query's own among them; 0: none
+  int32_t window = 0;                   // keys of the sliding part; 0: it reads nothing
+  friend auto operator<=>(const Nsa&, const Nsa&) = default;
+};
+
 // The checkpoint's own sparsity of one layer; what is actually served is the layer's policy
 // (config/sparsity_policy.h), which this is the default of.
 struct NativeSparsity {
@@ -100,6 +109,7 @@ struct NativeSparsity {
   InfLlmV2 infllm_v2;
   Moba moba;
   Dsa dsa;
+  Nsa nsa;
   friend auto operator<=>(const NativeSparsity&, const NativeSparsity&) = default;
 };
 
@@ -143,6 +153,9 @@ struct AttentionSpec {
   float k_scale = 1.0f, v_scale = 1.0f;
   LatentAttention latent;  // then num_kv_heads is 1 and head_dim kv_rank + rope_dim
   Indexer indexer;
+  // Attentions of the layer, each a softmax over keys of its own, that a sum weighted by gates
+  // joins (kernels::GateAttentionParams); 0: one attention without a gate.
+  int32_t gates = 0;
   NativeSparsity native;
 
   bool is_latent() const { return latent.kv_rank > 0; }
@@ -181,6 +194,7 @@ struct LayerWeights {
   // dim], and the LayerNorm of its keys.
   kernels::TensorView index_q, index_k, index_weights;
   kernels::TensorView index_norm, index_norm_bias;
+  kernels::TensorView attn_gates;  // [heads*gates, dim]: those of a head side by side
   kernels::TensorView sinks;  // [heads] f32
   kernels::TensorView wo;     // [dim, heads*head_dim]
   kernels::TensorView bo;

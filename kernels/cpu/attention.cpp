@@ -200,13 +200,13 @@ bool AttentionRun::LocateRows(const Unit& unit, const void* base, uint64_t wante
     if (((wanted >> k) & 1) == 0) continue;
     rows->panels |= 1u << (k / kKeyPanel);
     const int64_t position = w.block.tokens ? w.block.positions[k] : w.block.base + k;
-    const char* start = HeadPage(unit, base, position / kPageTokens);
+    const char* start = HeadPage(unit, base, position / cache.page_entries);
     if (start == nullptr) {
-      const int64_t page = Pages(unit)[position / kPageTokens];
+      const int64_t page = Pages(unit)[position / cache.page_entries];
       error_.Set("the page of a visible key is", unit.sequence, position, page);
       return false;
     }
-    const int64_t slot = position % kPageTokens;
+    const int64_t slot = position % cache.page_entries;
     rows->rows[k] = start + slot * row_bytes;
     if (cache.dtype == KvDType::kFp8) rows->scales[k] = base == cache.k ? 1.0f : cache.v_scale;
     if (q8) std::memcpy(&rows->scales[k], start + kPageTokens * dim + slot * 4, 4);
@@ -355,6 +355,14 @@ absl::Status CpuBackend::DoMergeAttention(const MergeAttentionParams& p) {
   const int64_t heads = p.out.shape[1];
   ForRows(p.out.shape[0], p.num_parts * heads * p.out.shape[2], [&](int64_t r) {
     for (int64_t h = 0; h < heads; ++h) MergeAttentionRow(p, r, h);
+  });
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::DoGateAttention(const GateAttentionParams& p) {
+  const int64_t heads = p.out.shape[1];
+  ForRows(p.out.shape[0], p.num_parts * heads * p.out.shape[2], [&](int64_t r) {
+    for (int64_t h = 0; h < heads; ++h) GateAttentionRow(p, r, h);
   });
   return absl::OkStatus();
 }

@@ -92,6 +92,7 @@ class CpuBackend : public Backend {
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
   absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
+  absl::Status DoGateAttention(const GateAttentionParams& p) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;
   absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoSelectTokens(const SelectTokensParams& p) override;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/quant.h"
 #include "kernels/take_pages.h"
 
 namespace longstride::kernels::cpu {
@@ -21,15 +22,12 @@ struct RankedList {
   int32_t count;
   float* q;       // [num_heads, head_dim] the tile's mean
   float* scores;  // [tail_begin]
-  // kCompressedKeys: [num_heads, num_weights] products with segment means, then weights.
+  // WeighsSummaries: [num_heads, num_weights] products with means (of pages, or of segments, of
+  // which two that follow each other are a compressed key), then weights of the first num_keys.
   float* weights;
-  int64_t num_weights;
+  int64_t num_weights, num_keys;
   int32_t* entries;
 };
-
-int64_t SummaryBytes(const PagedKv& cache) {
-  return PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means);
-}
 
 void PoolQueries(const SelectPagesParams& p, const RankedList& list) {
   const int64_t dim = p.cache.head_dim;
@@ -45,27 +43,30 @@ void PoolQueries(const SelectPagesParams& p, const RankedList& list) {
   }
 }
 
-// From products with the means of count + 1 segments to the softmax over `count` compressed keys.
-void SoftmaxOfPairs(float scale, int64_t count, float* x) {
+// From products with the means of count + 1 segments to those with `count` compressed keys.
+void Pair(int64_t count, float* x) {
+  for (int64_t c = 0; c < count; ++c) x[c] = 0.5f * (x[c] + x[c + 1]);
+}
+
+void Softmax(float scale, int64_t count, float* x) {
   float max = -INFINITY, sum = 0.0f;
-  for (int64_t c = 0; c < count; ++c) {
-    x[c] = 0.5f * scale * (x[c] + x[c + 1]);
-    max = std::max(max, x[c]);
-  }
+  for (int64_t c = 0; c < count; ++c) max = std::max(max, x[c] *= scale);
   for (int64_t c = 0; c < count; ++c) sum += x[c] = std::exp(x[c] - max);
   const float factor = 1.0f / sum;
   for (int64_t c = 0; c < count; ++c) x[c] = sum > 0.0f ? x[c] * factor : 0.0f;
 }
 
 // Scores of the list's pages from its query heads' weights.
-void PoolWeights(const RankedList& list) {
-  const int64_t count = list.num_weights - 1;
+void PoolWeights(PageScore score, const RankedList& list) {
   for (int32_t h = 1; h < list.num_heads; ++h) {
     const float* more = list.weights + h * list.num_weights;
-    for (int64_t c = 0; c < count; ++c) list.weights[c] += more[c];
+    for (int64_t c = 0; c < list.num_keys; ++c) list.weights[c] += more[c];
   }
   for (int64_t page = 0; page < list.tail_begin; ++page) {
-    list.scores[page] = CompressedScore(page, {list.weights, static_cast<size_t>(count)});
+    list.scores[page] =
+        score == PageScore::kMeanShares
+            ? list.weights[page]
+            : CompressedScore(page, {list.weights, static_cast<size_t>(list.num_keys)});
   }
 }
 
@@ -92,16 +93,29 @@ void TakeBest(int64_t sink_pages, const RankedList& list, std::vector<int32_t>* 
 }  // namespace
 
 absl::Status CpuBackend::DoSummarizePages(const PageSummaryParams& p) {
-  const int64_t summary_bytes = SummaryBytes(p.cache);
+  const int64_t summary_bytes = PageSummaryBytes(p.cache), row_bytes = SummaryRowBytes(p.cache);
   const int64_t heads = p.cache.num_heads;
   ForRows(p.num_pages * heads, int64_t{kPageTokens} * p.cache.head_dim, [&](int64_t i) {
     if (p.page_ids[i / heads] == kNoPage) return;
     const int64_t page = p.page_ids[i / heads] * p.cache.page_stride;
     const int64_t h = i % heads;
+    char* summary = static_cast<char*>(p.cache.summaries) + page + h * summary_bytes;
     kernels_.summarize_keys(p.cache.dtype,
                             static_cast<const char*>(p.cache.k) + page + h * p.cache.head_stride,
-                            p.counts[i / heads], p.cache.head_dim, p.cache.segment_means,
-                            static_cast<char*>(p.cache.summaries) + page + h * summary_bytes);
+                            p.counts[i / heads], p.cache.head_dim, p.cache.segment_means, summary);
+    if (!p.cache.value_mean) return;
+    std::vector<char> of_values(static_cast<size_t>(kSummaryRows * row_bytes));
+    kernels_.summarize_keys(p.cache.dtype,
+                            static_cast<const char*>(p.cache.v) + page + h * p.cache.head_stride,
+                            p.counts[i / heads], p.cache.head_dim, false, of_values.data());
+    char* mean = of_values.data() + 2 * row_bytes;
+    if (p.cache.v_scale != 1.0f) {  // of fp8 codes, whose mean is of f16
+      auto* halves = reinterpret_cast<uint16_t*>(mean);
+      for (int32_t d = 0; d < p.cache.head_dim; ++d) {
+        halves[d] = FloatToHalf(HalfToFloat(halves[d]) * p.cache.v_scale);
+      }
+    }
+    std::copy_n(mean, row_bytes, summary + summary_bytes - row_bytes);
   });
   return absl::OkStatus();
 }
@@ -127,7 +141,8 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
     size_t list;
     int64_t begin, end;
   };
-  std::vector<Task> tasks;  // runs of pages; of kCompressedKeys, query heads
+  std::vector<Task> tasks;  // runs of pages; where pages are weighed, query heads
+  const bool weighed = WeighsSummaries(p.score);
   const bool compressed = p.score == PageScore::kCompressedKeys;
   int64_t num_scores = 0, num_weights = 0;
   for (int32_t t = first_tile; t < end_tile; ++t) {
@@ -141,12 +156,15 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
         continue;
       }
       const int64_t tail_begin = pages - ForcedPages(tile, 0, p.recent_pages);
-      const int64_t units = compressed ? (per_q_head ? 1 : group) : tail_begin;
-      const int64_t at_once = compressed ? 1 : kPagesOfTask;
+      const int64_t units = weighed ? (per_q_head ? 1 : group) : tail_begin;
+      const int64_t at_once = weighed ? 1 : kPagesOfTask;
       for (int64_t begin = 0; begin < units; begin += at_once) {
         tasks.push_back({lists.size(), begin, std::min(units, begin + at_once)});
       }
-      const int64_t weights = compressed ? CompressedKeys(tile.first_position) + 1 : 0;
+      const int64_t keys = compressed ? CompressedKeys(tile.first_position)
+                           : weighed  ? WholePages(tile.first_position)
+                                      : 0;
+      const int64_t weights = compressed ? keys + 1 : keys;
       lists.push_back({.tile = &tile,
                        .first_head = per_q_head ? h : h * group,
                        .num_heads = per_q_head ? 1 : group,
@@ -157,6 +175,7 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
                        .scores = nullptr,
                        .weights = nullptr,
                        .num_weights = weights,
+                       .num_keys = keys,
                        .entries = entries});
       num_scores += tail_begin;
       num_weights += lists.back().num_heads * weights;
@@ -185,10 +204,9 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   for_each(lists.size(),
            [&](int64_t i, int) { PoolQueries(p, lists[static_cast<size_t>(i)]); });
   std::atomic<int64_t> missing{-1};
-  const int64_t summary_bytes = SummaryBytes(p.cache);
-  const int64_t row_bytes = summary_bytes / SummaryRows(p.cache.segment_means);
-  // The products of one query head with the means of the segments, which the kernel takes for
-  // pages' means.
+  const int64_t summary_bytes = PageSummaryBytes(p.cache), row_bytes = SummaryRowBytes(p.cache);
+  // The products of one query head with the means of pages, or of segments, which the kernel takes
+  // for pages' means.
   const auto weigh_head = [&](const RankedList& list, int64_t head) {
     const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
     float* products = list.weights + head * list.num_weights;
@@ -196,14 +214,15 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
     for (int64_t begin = 0; begin < list.num_weights; begin += kPagesOfTask) {
       const int64_t end = std::min(list.num_weights, begin + kPagesOfTask);
       for (int64_t s = begin; s < end; ++s) {
-        const int64_t page = s / kPageSegments;
+        const int64_t page = compressed ? s / kPageSegments : s;
+        const int64_t row = compressed ? kSummaryRows + s % kPageSegments - 2 : 0;
         if (pages[page] < 0 || pages[page] >= p.cache.num_pages) {
           missing.store(page);
           return;
         }
         summaries[s - begin] = static_cast<const char*>(p.cache.summaries) +
                                pages[page] * p.cache.page_stride + list.kv_head * summary_bytes +
-                               (kSummaryRows + s % kPageSegments - 2) * row_bytes;
+                               row * row_bytes;
       }
       kernels_.score_pages({.dtype = p.cache.dtype,
                             .kind = PageScore::kMean,
@@ -214,12 +233,13 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
                             .num_pages = end - begin,
                             .scores = products + begin});
     }
-    SoftmaxOfPairs(p.scale, list.num_weights - 1, products);
+    if (compressed) Pair(list.num_keys, products);
+    Softmax(p.scale, list.num_keys, products);
   };
   for_each(tasks.size(), [&](int64_t i, int) {
     const Task& task = tasks[static_cast<size_t>(i)];
     const RankedList& list = lists[task.list];
-    if (compressed) return weigh_head(list, task.begin);
+    if (weighed) return weigh_head(list, task.begin);
     const int32_t* pages = p.page_table.pages + list.tile->sequence * p.page_table.stride;
     const void* summaries[kPagesOfTask];
     for (int64_t page = task.begin; page < task.end; ++page) {
@@ -247,7 +267,7 @@ absl::Status CpuBackend::SelectOfTiles(const SelectPagesParams& p, int32_t first
   std::vector<std::vector<int32_t>> orders(static_cast<size_t>(pool_.num_threads()));
   for_each(lists.size(), [&](int64_t i, int thread) {
     const RankedList& list = lists[static_cast<size_t>(i)];
-    if (compressed) PoolWeights(list);
+    if (weighed) PoolWeights(p.score, list);
     if (p.block_pages > 1) {
       ScoreBlocks(p, *list.tile, {list.scores, static_cast<size_t>(list.tail_begin)});
     }

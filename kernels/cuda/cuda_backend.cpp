@@ -58,6 +58,13 @@ class PinnedDeleter : public Buffer::Deleter {
   void Free(void* data, int64_t bytes) override { cudaFreeHost(data); }
 };
 
+// Attention over pages' means, and several attentions summed by gates.
+absl::Status NoGatedParts() {
+  return absl::UnimplementedError(
+      "the CUDA backend has no kernels for attention whose parts are summed by gates (the pattern "
+      "\"nsa\"); serve this checkpoint with the cpu backend.");
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const BackendOptions& options) {
@@ -295,6 +302,7 @@ absl::Status CudaBackend::DoKvWrite(const KvWriteParams& p) {
 }
 
 absl::Status CudaBackend::DoAttention(const AttentionParams& p) {
+  if (p.cache.page_entries != kPageTokens) return NoGatedParts();
   for (int32_t h = 0; p.selection.num_tiles > 0 && h < p.selection.num_list_heads; ++h) {
     const EdgeRule& edge = p.selection.edges[h];
     if (edge.causal == 0 && edge.window != 0) {
@@ -340,12 +348,14 @@ absl::StatusOr<std::span<const SampleResult>> CudaBackend::DoSample(const Sample
 }
 
 absl::Status CudaBackend::DoSummarizePages(const PageSummaryParams& p) {
+  if (p.cache.value_mean) return NoGatedParts();
   const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return RunSummarizePages(p, arrays_, *context_);
 }
 
 absl::Status CudaBackend::DoKvWriteSummarized(const KvWriteParams& p,
                                               const PageSummaryParams& summaries) {
+  if (p.cache.value_mean) return NoGatedParts();
   if (!AddsOneKeyToEach(p, summaries)) {
     RETURN_IF_ERROR(DoKvWrite(p));
     return DoSummarizePages(summaries);
@@ -355,6 +365,7 @@ absl::Status CudaBackend::DoKvWriteSummarized(const KvWriteParams& p,
 }
 
 absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
+  if (p.score == PageScore::kMeanShares) return NoGatedParts();
   const KernelTimer::Scope timed(timer_, KernelKind::kOther);
   return RunSelectPages(p, arrays_, *context_);
 }
@@ -375,6 +386,8 @@ absl::Status CudaBackend::DoMergeAttention(const MergeAttentionParams& p) {
   const KernelTimer::Scope timed(timer_, KernelKind::kAttention);
   return context_->Check(LaunchMergeAttention(p, context_->stream()), "MergeAttention");
 }
+
+absl::Status CudaBackend::DoGateAttention(const GateAttentionParams&) { return NoGatedParts(); }
 
 absl::Status CudaBackend::DoAdd(const AddParams& p) {
   const KernelTimer::Scope timed(timer_, KernelKind::kOther);

@@ -58,6 +58,7 @@ class CudaBackend : public Backend {
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
   absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
+  absl::Status DoGateAttention(const GateAttentionParams& p) override;
   absl::Status DoKvWriteSummarized(const KvWriteParams& p,
                                    const PageSummaryParams& summaries) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;

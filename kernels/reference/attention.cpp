@@ -62,13 +62,13 @@ absl::Status VisibleSlots(const AttentionParams& p, int32_t tile_index, int32_t 
     const int64_t end = std::min<int64_t>((entry + 1) * s.entry_tokens, kv_len);
     for (int64_t j = entry * s.entry_tokens; j < end; ++j) {
       if (!EdgeAllows(s.edges[list_head], i, j)) continue;
-      const int32_t page = pages[j / kPageTokens];
+      const int32_t page = pages[j / p.cache.page_entries];
       if (page < 0 || page >= p.cache.num_pages) {
         return absl::InternalError(StrCat("Attention: position ", j, " of sequence ", tile.sequence,
                                           " is visible but has page ", page));
       }
       slots->push_back({j, page * p.cache.page_stride + kv_head * p.cache.head_stride,
-                        static_cast<int32_t>(j % kPageTokens)});
+                        static_cast<int32_t>(j % p.cache.page_entries)});
     }
   }
   return absl::OkStatus();
@@ -108,6 +108,20 @@ void AttendRow(const AttentionParams& p, const std::vector<Slot>& slots, int64_t
   }
 }
 
+int64_t At(const TensorView& heads, int64_t row, int64_t head) {
+  return row * heads.strides[0] + head * heads.strides[1];
+}
+
+// One channel of the parts' sum.
+template <typename Params>
+float WeighParts(const Params& p, const float* weights, int64_t row, int64_t head, int64_t c) {
+  float sum = 0.0f;
+  for (int32_t i = 0; i < p.num_parts; ++i) {
+    sum += weights[i] * p.parts[i].template ptr<float>()[At(p.parts[i], row, head) + c];
+  }
+  return sum;
+}
+
 }  // namespace
 
 absl::Status ReferenceBackend::DoAttention(const AttentionParams& p) {
@@ -142,6 +156,23 @@ absl::Status ReferenceBackend::DoMergeAttention(const MergeAttentionParams& p) {
   return absl::OkStatus();
 }
 
+absl::Status ReferenceBackend::DoGateAttention(const GateAttentionParams& p) {
+  for (int64_t r = 0; r < p.out.shape[0]; ++r) {
+    for (int64_t h = 0; h < p.out.shape[1]; ++h) GateAttentionRow(p, r, h);
+  }
+  return absl::OkStatus();
+}
+
+void GateAttentionRow(const GateAttentionParams& p, int64_t row, int64_t head) {
+  const float* gates = p.gates.ptr<float>() + row * p.gates.strides[0] + head * p.num_parts;
+  float weights[kMaxAttentionParts] = {};
+  for (int32_t i = 0; i < p.num_parts; ++i) weights[i] = 1.0f / (1.0f + std::exp(-gates[i]));
+  float* out = p.out.ptr<float>() + At(p.out, row, head);
+  for (int64_t c = 0; c < p.out.shape[2]; ++c) {
+    out[c] = WeighParts(p, weights, row, head, c);
+  }
+}
+
 void MergeAttentionRow(const MergeAttentionParams& p, int64_t row, int64_t head) {
   constexpr float kNothing = -std::numeric_limits<float>::infinity();
   const int64_t at = row * p.out.shape[1] + head;
@@ -157,13 +188,9 @@ void MergeAttentionRow(const MergeAttentionParams& p, int64_t row, int64_t head)
     if (p.lse[i][at] != kNothing) weights[i] = std::exp(p.lse[i][at] - max);
     total += weights[i];
   }
-  float* out = p.out.ptr<float>() + row * p.out.strides[0] + head * p.out.strides[1];
+  float* out = p.out.ptr<float>() + At(p.out, row, head);
   for (int64_t c = 0; c < p.out.shape[2]; ++c) {
-    float sum = 0.0f;
-    for (int32_t i = 0; i < p.num_parts; ++i) {
-      const TensorView& part = p.parts[i];
-      sum += weights[i] * part.ptr<float>()[row * part.strides[0] + head * part.strides[1] + c];
-    }
+    const float sum = WeighParts(p, weights, row, head, c);
     out[c] = any ? sum / total : 0.0f;
   }
 }

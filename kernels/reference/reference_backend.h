@@ -41,6 +41,7 @@ class ReferenceBackend : public Backend {
   absl::Status DoKvWrite(const KvWriteParams& p) override;
   absl::Status DoAttention(const AttentionParams& p) override;
   absl::Status DoMergeAttention(const MergeAttentionParams& p) override;
+  absl::Status DoGateAttention(const GateAttentionParams& p) override;
   absl::Status DoSummarizePages(const PageSummaryParams& p) override;
   absl::Status DoSelectPages(const SelectPagesParams& p) override;
   absl::Status DoSelectTokens(const SelectTokensParams& p) override;
@@ -56,6 +57,8 @@ float GatedActivationValue(Activation activation, float gate, float up, float li
 
 // One head's part of MergeAttention (float32 out).
 void MergeAttentionRow(const MergeAttentionParams& p, int64_t row, int64_t head);
+// One head's part of GateAttention.
+void GateAttentionRow(const GateAttentionParams& p, int64_t row, int64_t head);
 
 // The experts of one row by descending score, ties to the lower index, with their weights, exactly
 // as MoeParams says. Both outputs have top_k elements.

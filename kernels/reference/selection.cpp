@@ -52,15 +52,11 @@ float Score(PageScore kind, const std::vector<float>& q, const std::vector<float
   return score;
 }
 
-int64_t SummaryBytes(const PagedKv& cache) {
-  return PageSummaryBytes(cache.dtype, cache.head_dim, cache.segment_means);
-}
-
 // Means of the first `count` segments of a sequence's keys, [count, head_dim].
 absl::StatusOr<std::vector<float>> SegmentMeans(const SelectPagesParams& p, int32_t sequence,
                                                 int64_t kv_head, int64_t count) {
   const int64_t dim = p.cache.head_dim;
-  const int64_t row_bytes = SummaryBytes(p.cache) / SummaryRows(true);
+  const int64_t row_bytes = SummaryRowBytes(p.cache);
   std::vector<float> means(static_cast<size_t>(count * dim));
   for (int64_t s = 0; s < count; ++s) {
     const int32_t id = p.page_table.pages[sequence * p.page_table.stride + s / kPageSegments];
@@ -70,7 +66,7 @@ absl::StatusOr<std::vector<float>> SegmentMeans(const SelectPagesParams& p, int3
                                         id));
     }
     const char* row = static_cast<const char*>(p.cache.summaries) + id * p.cache.page_stride +
-                      kv_head * SummaryBytes(p.cache) +
+                      kv_head * PageSummaryBytes(p.cache) +
                       (kSummaryRows + s % kPageSegments) * row_bytes;
     DequantizeRow(RowType(p.cache.dtype), row, dim, means.data() + s * dim);
   }
@@ -116,6 +112,46 @@ absl::Status ScoreByCompressedKeys(const SelectPagesParams& p, const QueryTile& 
   return absl::OkStatus();
 }
 
+// The mean of the keys of a sequence's logical page, [head_dim].
+absl::StatusOr<std::vector<float>> PageMean(const SelectPagesParams& p, int32_t sequence,
+                                            int64_t kv_head, int64_t page) {
+  const int32_t id = p.page_table.pages[sequence * p.page_table.stride + page];
+  if (id < 0 || id >= p.cache.num_pages) {
+    return absl::InternalError(StrCat("SelectPages: logical page ", page, " of sequence ", sequence,
+                                      " is a candidate but is page ", id));
+  }
+  std::vector<float> mean(static_cast<size_t>(p.cache.head_dim));
+  const char* row = static_cast<const char*>(p.cache.summaries) + id * p.cache.page_stride +
+                    kv_head * PageSummaryBytes(p.cache) + 2 * SummaryRowBytes(p.cache);
+  DequantizeRow(RowType(p.cache.dtype), row, p.cache.head_dim, mean.data());
+  return mean;
+}
+
+// PageScore::kMeanShares of a tile of one row.
+absl::Status ScoreByMeanShares(const SelectPagesParams& p, const QueryTile& tile,
+                               const ListHead& list, std::vector<float>* scores) {
+  const int64_t pages = WholePages(tile.first_position);
+  std::vector<std::vector<float>> means;
+  for (int64_t page = 0; page < pages; ++page) {
+    ASSIGN_OR_RETURN(means.emplace_back(), PageMean(p, tile.sequence, list.kv_head, page));
+  }
+  std::vector<double> sums(static_cast<size_t>(pages), 0.0);
+  for (int64_t h = list.first; h < list.first + list.count; ++h) {
+    const float* q = p.q.ptr<float>() + tile.row_begin * p.q.strides[0] + h * p.q.strides[1];
+    std::vector<double> products;
+    for (const std::vector<float>& mean : means) {
+      double product = 0;
+      for (size_t d = 0; d < mean.size(); ++d) product += double{q[d]} * mean[d];
+      products.push_back(p.scale * product);
+    }
+    AddSoftmax(products, 1, &sums);
+  }
+  for (size_t page = 0; page < scores->size(); ++page) {
+    (*scores)[page] = static_cast<float>(sums[page]);
+  }
+  return absl::OkStatus();
+}
+
 // Scores of the pages [0, scores->size()) of a tile's sequence for one list head.
 absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const ListHead& list,
                         std::vector<float>* scores) {
@@ -132,6 +168,7 @@ absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const
     pooled.push_back(std::move(mean));
   }
   if (p.score == PageScore::kCompressedKeys) return ScoreByCompressedKeys(p, tile, list, scores);
+  if (p.score == PageScore::kMeanShares) return ScoreByMeanShares(p, tile, list, scores);
   std::vector<float> summary(static_cast<size_t>(kSummaryRows * dim));
   for (size_t page = 0; page < scores->size(); ++page) {
     const int32_t id = p.page_table.pages[tile.sequence * p.page_table.stride + page];
@@ -140,7 +177,7 @@ absl::Status ScorePages(const SelectPagesParams& p, const QueryTile& tile, const
                                         tile.sequence, " is a candidate but is page ", id));
     }
     const char* row = static_cast<const char*>(p.cache.summaries) + id * p.cache.page_stride +
-                      list.kv_head * SummaryBytes(p.cache);
+                      list.kv_head * PageSummaryBytes(p.cache);
     DequantizeRow(RowType(p.cache.dtype), row, kSummaryRows * dim, summary.data());
     float best = -std::numeric_limits<float>::infinity();
     for (const std::vector<float>& q : pooled) {
@@ -334,8 +371,8 @@ absl::Status SelectVerticalSlash(const SelectPagesParams& p, int64_t h) {
 }  // namespace
 
 absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
-  const int64_t head_bytes = SummaryBytes(p.cache);
-  const int64_t row_bytes = head_bytes / SummaryRows(p.cache.segment_means);
+  const int64_t head_bytes = PageSummaryBytes(p.cache);
+  const int64_t row_bytes = SummaryRowBytes(p.cache);
   for (int32_t i = 0; i < p.num_pages; ++i) {
     if (p.page_ids[i] == kNoPage) continue;
     for (int32_t h = 0; h < p.cache.num_heads; ++h) {
@@ -362,6 +399,14 @@ absl::Status ReferenceBackend::DoSummarizePages(const PageSummaryParams& p) {
           StoreValue(p.cache.dtype, out + (kSummaryRows + s) * row_bytes, d,
                      end > begin ? sum / static_cast<float>(end - begin) : 0.0f);
         }
+        if (!p.cache.value_mean) continue;
+        const char* values = static_cast<const char*>(p.cache.v) + page + h * p.cache.head_stride;
+        sum = 0.0f;
+        for (int32_t slot = 0; slot < p.counts[i]; ++slot) {
+          sum += KeyValue(p.cache, values, slot, d);
+        }
+        StoreValue(p.cache.dtype, out + head_bytes - row_bytes, d,
+                   sum / static_cast<float>(p.counts[i]) * p.cache.v_scale);
       }
     }
   }

@@ -123,9 +123,8 @@ absl::StatusOr<DecoderShape> ReadHfShape(const ConfigReader& config, const HfKey
   RETURN_IF_ERROR(
       ReadDim(config, "num_hidden_layers", defaults.num_layers, kMaxLayers, &shape.num_layers));
   RETURN_IF_ERROR(ReadDim(config, "hidden_size", defaults.dim, kMaxDim, &shape.dim));
-  RETURN_IF_ERROR(
-      ReadDim(config, "num_attention_heads", defaults.num_heads, kMaxHeads, &shape.num_heads));
-  RETURN_IF_ERROR(ReadDim(config, "num_key_value_heads",
+  RETURN_IF_ERROR(ReadDim(config, keys.num_heads, defaults.num_heads, kMaxHeads, &shape.num_heads));
+  RETURN_IF_ERROR(ReadDim(config, keys.num_kv_heads,
                           defaults.num_kv_heads > 0 ? defaults.num_kv_heads : shape.num_heads,
                           kMaxHeads, &shape.num_kv_heads));
   const int32_t derived_head_dim = shape.dim / shape.num_heads;

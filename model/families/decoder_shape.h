@@ -36,6 +36,8 @@ struct DecoderShape {
 // dimension means that the key must be there.
 struct HfKeys {
   DecoderShape defaults;
+  std::string_view num_heads = "num_attention_heads";
+  std::string_view num_kv_heads = "num_key_value_heads";
   std::string_view ffn_dim = "intermediate_size";
   std::string_view norm_eps = "rms_norm_eps";
 };

@@ -22,6 +22,7 @@ absl::StatusOr<ModelSpec> LoadLlama4(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadMiniCpm(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadMistral(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadModernBert(const WeightsFile& file);
+absl::StatusOr<ModelSpec> LoadNsa(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadOlmo2(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadOlmo3(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadPhi3(const WeightsFile& file);

@@ -106,6 +106,7 @@ const std::vector<Family>& Families() {
       {"minicpm", {"minicpm"}, {}, LoadMiniCpm},
       {"mistral", {"mistral"}, {}, LoadMistral},
       {"modernbert", {"modernbert"}, {}, LoadModernBert},
+      {"nsa", {"nsa"}, {}, LoadNsa},
       {"olmo2", {"olmo2"}, {"olmo2"}, LoadOlmo2},
       {"olmo3", {"olmo3"}, {}, LoadOlmo3},
       {"phi3", {"phi3"}, {"phi3"}, LoadPhi3},

@@ -223,6 +223,11 @@ absl::Status BindAttention(const TensorNames& names, int32_t layer, WeightBinder
   ASSIGN_OR_RETURN(weights.wo, binder->Matrix(prefix + names.wo + ".weight", spec->dim,
                                               int64_t{attention.num_heads} * attention.head_dim));
   ASSIGN_OR_RETURN(weights.bo, BindBias(prefix + names.wo, spec->dim, names.wo_bias, binder));
+  if (!names.attn_gates.empty()) {
+    ASSIGN_OR_RETURN(weights.attn_gates,
+                     binder->Matrix(prefix + names.attn_gates + ".weight",
+                                    int64_t{attention.num_heads} * attention.gates, spec->dim));
+  }
   if (!names.sinks.empty()) {
     ASSIGN_OR_RETURN(weights.sinks, binder->Vector(prefix + names.sinks, attention.num_heads));
   }

@@ -35,6 +35,7 @@ struct TensorNames {
   std::string mlp_norm, gate, up, down, post_mlp_norm;
   std::string fused_gate_up;  // instead of gate and up
   std::string sinks;          // the whole name
+  std::string attn_gates;     // AttentionSpec::gates of every head
   BiasRule qkv_bias = BiasRule::kNone;
   BiasRule wo_bias = BiasRule::kNone;
   BiasRule mlp_bias = BiasRule::kNone;

@@ -74,7 +74,7 @@ void LayerCounters::OnAttention(const AttentionCall& call) {
 }
 
 CapturedMass::CapturedMass(const SparsityPlan* baseline, std::vector<const SparsityPlan*> plans)
-    : baseline_(PatternsOf(*baseline)), available_(!baseline->dual_chunk) {
+    : baseline_(PatternsOf(*baseline)), available_(baseline->one_softmax()) {
   for (const SparsityPlan* plan : plans) {
     // Which keys a query-dependent pattern reads is not known from positions alone.
     if (!plan->one_numerics_class) available_ = false;

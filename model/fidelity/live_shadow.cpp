@@ -67,10 +67,10 @@ absl::StatusOr<std::unique_ptr<LiveShadow>> LiveShadow::Create(kernels::Backend*
                                                                const SparsityPlan* plan,
                                                                SparsityPlan baseline,
                                                                double sample_rate) {
-  if (plan->dual_chunk) {
+  if (!plan->one_softmax()) {
     return absl::InvalidArgumentError(
-        "live fidelity compares one attention call of a layer with another, which dual chunk "
-        "attention computes in parts; set fidelity.sample_rate to 0.");
+        StrCat("live fidelity compares one attention call of a layer with another, but ",
+               plan->WhyNotOneSoftmax(), "; set fidelity.sample_rate to 0."));
   }
   std::unique_ptr<LiveShadow> shadow(
       new LiveShadow(backend, plan, std::move(baseline), sample_rate));

@@ -8,6 +8,7 @@ PatternOr MakeNative(const PatternPolicy& policy, const PatternContext& context)
   // What masks nothing in the served context is dense, so that such layers share
   // a cache group with full ones.
   const NativeSparsity& native = context.native;
+  if (native.nsa.block_counts > 0) return NewNsa(native.nsa);
   std::unique_ptr<SparsePattern> learned;
   if (native.chunk > 0 && native.chunk < context.max_positions) return NewChunked(native.chunk);
   if (native.window > 0 && native.window < context.max_positions) {

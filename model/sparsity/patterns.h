@@ -29,6 +29,7 @@ PatternOr MakeVerticalSlash(const PatternPolicy& policy, const PatternContext& c
 PatternOr MakeInfLlmV2(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeMoba(const PatternPolicy& policy, const PatternContext& context);
 PatternOr MakeDsa(const PatternPolicy& policy, const PatternContext& context);
+PatternOr MakeNsa(const PatternPolicy& policy, const PatternContext& context);
 
 // The patterns that a checkpoint may ask for, by value.
 std::unique_ptr<SparsePattern> NewDense(bool causal = true);
@@ -37,6 +38,7 @@ std::unique_ptr<SparsePattern> NewChunked(int32_t chunk);
 std::unique_ptr<SparsePattern> NewInfLlmV2(const InfLlmV2& native);
 std::unique_ptr<SparsePattern> NewMoba(const Moba& native);
 std::unique_ptr<SparsePattern> NewDsa(const Dsa& native);
+std::unique_ptr<SparsePattern> NewNsa(const Nsa& native);
 
 // Largest value that window, chunk, stride and the like may take.
 inline constexpr int64_t kMaxPatternTokens = int64_t{1} << 28;

@@ -40,6 +40,10 @@ const std::vector<PatternFactory>& PatternRegistry() {
        MakeInfLlmV2},
       {"moba", "the query's own block and those whose mean key suits it best (MoBA)", MakeMoba},
       {"dsa", "the `topk` keys that the layer's indexer scores highest (DeepSeek-V3.2)", MakeDsa},
+      {"nsa",
+       "three attentions summed by gates: blocks' means, `block_counts` blocks chosen by them, and "
+       "a window",
+       MakeNsa},
   };
   return kPatterns;
 }

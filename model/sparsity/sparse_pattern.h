@@ -115,6 +115,12 @@ class SparsePattern {
   // queries and keys are there: Select then sets query_tile, the tiles and list_count[t], how many
   // pages (or tokens) each list of tile t takes, and neither heads nor entries.
   virtual const PageRanking* ranking() const { return nullptr; }
+  // What a layer whose attention is a sum (AttentionSpec::gates) reads in each of its parts, in
+  // order. Such a pattern has no Select; a plan has its parts in its place.
+  virtual std::span<const std::shared_ptr<const SparsePattern>> parts() const { return {}; }
+  // Whether Select lists pages that stand for their tokens by their means (kernels::MeansOf), one
+  // entry each, and VisibleKeys counts these.
+  virtual bool reads_means() const { return false; }
   // Whether a query sees all keys that Select's edge rule, one for all heads, allows, and no
   // others.
   virtual bool edges_alone() const { return false; }

@@ -38,11 +38,14 @@ Retention Union(const Retention& a, const Retention& b) {
 struct Summaries {
   bool any = false;
   bool segment_means = false;
+  bool value_mean = false;
   int32_t index_dim = 0;  // index keys
   bool operator==(const Summaries&) const = default;
 };
 
 void AddSummaries(const SparsePattern& pattern, const Indexer& indexer, Summaries* out) {
+  out->any = out->any || pattern.reads_means();
+  out->value_mean = out->value_mean || pattern.reads_means();
   const PageRanking* ranking = pattern.ranking();
   if (ranking == nullptr) return;
   if (ranking->by_index) {
@@ -51,6 +54,14 @@ void AddSummaries(const SparsePattern& pattern, const Indexer& indexer, Summarie
   }
   out->any = out->any || kernels::UsesSummaries(ranking->score);
   out->segment_means = out->segment_means || ranking->score == kernels::PageScore::kCompressedKeys;
+}
+
+// The parts of a pattern, or itself.
+std::vector<std::shared_ptr<const SparsePattern>> PartsOf(
+    const std::shared_ptr<const SparsePattern>& pattern) {
+  const auto parts = pattern->parts();
+  if (parts.empty()) return {pattern};
+  return {parts.begin(), parts.end()};
 }
 
 // A run of query heads of one layer under one rule, whole KV heads or a part of one.
@@ -112,9 +123,11 @@ class Resolver {
   }
 
   // The pattern of a rule for some heads of a layer. Owned by the memo until the plan uses it.
-  absl::StatusOr<const SparsePattern*> MakeFor(int32_t layer, int rule, HeadRange heads) {
+  absl::StatusOr<std::shared_ptr<const SparsePattern>> MakeFor(int32_t layer, int rule,
+                                                               HeadRange heads) {
     const AttentionSpec& attention = Attention(layer);
-    const MemoKey key = {rule, heads.first, heads.count, attention.num_heads, attention.native};
+    const MemoKey key = {
+        rule, heads.first, heads.count, attention.num_heads, attention.gates, attention.native};
     auto it = memo_.find(key);
     if (it == memo_.end()) {
       const PatternContext context = {.heads = heads,
@@ -130,20 +143,21 @@ class Resolver {
                    "rotates a query in three ways; choose a pattern that follows from positions "
                    "alone, such as native, dense or window."));
       }
+      if (std::ssize(made->parts()) != attention.gates) {
+        return RulePolicy(rule).Error(StrCat(
+            "the pattern \"", RulePolicy(rule).pattern, "\" is of one attention, but in layer ",
+            layer, " the checkpoint sums ", attention.gates, " by gates; choose native or nsa."));
+      }
       it = memo_.emplace(key, std::move(made)).first;
     }
-    return it->second.get();
+    return it->second;
   }
 
   // Index of an equal pattern of the plan, which is added where there is none.
-  int32_t PatternIndex(int32_t layer, int rule, HeadRange heads) {
-    const AttentionSpec& attention = Attention(layer);
-    const auto it =
-        memo_.find({rule, heads.first, heads.count, attention.num_heads, attention.native});
-    const std::string text = it->second->Describe();
-    const auto [known, added] =
-        pattern_index_.try_emplace(text, static_cast<int32_t>(plan_->patterns.size()));
-    if (added) plan_->patterns.push_back(it->second);
+  int32_t PatternIndex(const std::shared_ptr<const SparsePattern>& pattern) {
+    const auto [known, added] = pattern_index_.try_emplace(
+        pattern->Describe(), static_cast<int32_t>(plan_->patterns.size()));
+    if (added) plan_->patterns.push_back(pattern);
     return known->second;
   }
 
@@ -189,17 +203,21 @@ class Resolver {
     std::vector<Keep> keep(static_cast<size_t>(attention.num_kv_heads));
     std::vector<bool> seen(keep.size(), false);
     for (const RuleRange& range : ranges) {
-      ASSIGN_OR_RETURN(const SparsePattern* pattern, MakeFor(layer, range.rule, range.heads));
-      for (int32_t h = range.heads.first; h < range.heads.first + range.heads.count; h += 1) {
-        const auto kv = static_cast<size_t>(h / per_kv);
-        Retention& retention = keep[kv].retention;
-        retention = seen[kv] ? Union(retention, pattern->retention()) : pattern->retention();
-        AddSummaries(*pattern, attention.indexer, &keep[kv].summaries);
-        seen[kv] = true;
+      ASSIGN_OR_RETURN(const auto whole, MakeFor(layer, range.rule, range.heads));
+      for (const auto& pattern : PartsOf(whole)) {
+        for (int32_t h = range.heads.first; h < range.heads.first + range.heads.count; h += 1) {
+          const auto kv = static_cast<size_t>(h / per_kv);
+          Retention& retention = keep[kv].retention;
+          retention = seen[kv] ? Union(retention, pattern->retention()) : pattern->retention();
+          AddSummaries(*pattern, attention.indexer, &keep[kv].summaries);
+          seen[kv] = true;
+        }
       }
     }
 
     LayerPlan layer_plan;
+    layer_plan.parts = std::max(attention.gates, 1);
+    std::vector<HeadSegment> segments;  // part by part of each range
     for (int32_t kv = 0; kv < attention.num_kv_heads;) {
       int32_t kv_end = kv;
       while (kv_end < attention.num_kv_heads &&
@@ -214,15 +232,22 @@ class Resolver {
         const int32_t end = std::min(range.heads.first + range.heads.count, kv_end * per_kv);
         if (begin >= end) continue;
         const HeadRange heads = {begin, end - begin};
-        RETURN_IF_ERROR(MakeFor(layer, range.rule, heads).status());
-        const HeadSegment segment = {
-            .query = heads,
-            .kv = {begin / per_kv, (end - 1) / per_kv - begin / per_kv + 1},
-            .pattern = PatternIndex(layer, range.rule, heads),
-            .group = group};
-        AddSegment(segment, per_kv, &layer_plan);
+        ASSIGN_OR_RETURN(const auto whole, MakeFor(layer, range.rule, heads));
+        int32_t part = 0;
+        for (const auto& pattern : PartsOf(whole)) {
+          segments.push_back({.query = heads,
+                              .kv = {begin / per_kv, (end - 1) / per_kv - begin / per_kv + 1},
+                              .pattern = PatternIndex(pattern),
+                              .group = group,
+                              .part = part++});
+        }
       }
       kv = kv_end;
+    }
+    for (int32_t part = 0; part < layer_plan.parts; ++part) {
+      for (const HeadSegment& segment : segments) {
+        if (segment.part == part) AddSegment(segment, per_kv, &layer_plan);
+      }
     }
     RETURN_IF_ERROR(CheckSharedIndices(layer, layer_plan));
     plan_->layers.push_back(std::move(layer_plan));
@@ -259,7 +284,8 @@ class Resolver {
     };
     if (!plan->segments.empty()) {
       HeadSegment& last = plan->segments.back();
-      const bool same = last.pattern == segment.pattern && last.group == segment.group;
+      const bool same = last.pattern == segment.pattern && last.group == segment.group &&
+                        last.part == segment.part;
       const bool one_kv_head =
           last.kv.count == 1 && segment.kv.count == 1 && last.kv.first == segment.kv.first;
       if (same && (one_kv_head || (whole(last) && whole(segment)))) {
@@ -279,8 +305,9 @@ class Resolver {
       CacheGroup& group = plan_->groups[g];
       if (group.retention == keep && group.summaries == summaries.any &&
           group.segment_means == summaries.segment_means &&
-          group.index_dim == summaries.index_dim && group.first_kv_head == kv.first &&
-          group.num_kv_heads == kv.count && group.head_dim == head_dim && group.latent == latent) {
+          group.value_mean == summaries.value_mean && group.index_dim == summaries.index_dim &&
+          group.first_kv_head == kv.first && group.num_kv_heads == kv.count &&
+          group.head_dim == head_dim && group.latent == latent) {
         group.layers.push_back(layer);
         return static_cast<int32_t>(g);
       }
@@ -293,6 +320,7 @@ class Resolver {
                              .head_dim = head_dim,
                              .summaries = summaries.any,
                              .segment_means = summaries.segment_means,
+                             .value_mean = summaries.value_mean,
                              .latent = latent,
                              .index_dim = summaries.index_dim,
                              .page_bytes = 0});
@@ -314,7 +342,11 @@ class Resolver {
     for (CacheGroup& group : plan_->groups) {
       group.page_bytes = static_cast<int64_t>(group.layers.size()) * LayerPageBytes(group, dtype);
       group.name = RetentionName(group.retention);
-      if (group.summaries) group.name += group.segment_means ? "_segments" : "_summaries";
+      if (group.summaries) {
+        group.name += group.segment_means ? "_segments"
+                      : group.value_mean  ? "_means"
+                                          : "_summaries";
+      }
       if (group.index_dim > 0) group.name += "_index";
       ++uses[group.name];
     }
@@ -344,13 +376,14 @@ class Resolver {
     for (size_t l = 0; l < plan_->layers.size(); ++l) {
       for (const HeadSegment& segment : plan_->layers[l].segments) {
         StrAppend(&text, l, " ", segment.query.first, "+", segment.query.count, " ",
+                  segment.part > 0 ? StrCat("part ", segment.part, " ") : "",
                   plan_->patterns[static_cast<size_t>(segment.pattern)]->Describe(), "\n");
       }
     }
     return text;
   }
 
-  using MemoKey = std::tuple<int, int32_t, int32_t, int32_t, NativeSparsity>;
+  using MemoKey = std::tuple<int, int32_t, int32_t, int32_t, int32_t, NativeSparsity>;
   const SparsityPolicy& policy_;
   const ModelSpec& spec_;
   SparsityPlan* plan_;
@@ -385,6 +418,18 @@ absl::StatusOr<SparsityPlan> SparsityPlan::Resolve(const SparsityPolicy& policy,
   return plan;
 }
 
+int32_t LayerPlan::num_heads() const {
+  const HeadSegment& last = segments.back();  // of whatever part
+  return last.query.first + last.query.count;
+}
+
+std::string_view SparsityPlan::WhyNotOneSoftmax() const {
+  if (dual_chunk) return "dual chunk attention scores keys by three rotations of a query";
+  const bool parts =
+      std::any_of(layers.begin(), layers.end(), [](const LayerPlan& l) { return l.parts > 1; });
+  return parts ? "layers sum several attentions, each a softmax of its own" : "";
+}
+
 double SparsityPlan::KeysSeen(int32_t index, int64_t position, NumericsClass numerics) const {
   const SparsePattern& pattern = *patterns[static_cast<size_t>(index)];
   if (causal) return pattern.VisibleKeys(position, numerics);
@@ -401,12 +446,10 @@ double SparsityPlan::Density(int64_t position, NumericsClass numerics) const {
   double sum = 0;
   for (const LayerPlan& layer : layers) {
     double visible = 0;
-    int32_t heads = 0;
     for (const HeadSegment& segment : layer.segments) {
       visible += seen[static_cast<size_t>(segment.pattern)] * segment.query.count;
-      heads += segment.query.count;
     }
-    sum += visible / heads;
+    sum += visible / layer.num_heads();
   }
   return sum / static_cast<double>(layers.size()) / static_cast<double>(position + 1);
 }

@@ -17,16 +17,20 @@
 namespace longstride::model {
 
 // Query heads [query.first, +count) of a layer, which read KV heads [kv.first, +count): whole KV
-// heads, or a part of the queries of one KV head. One attention call each.
+// heads, or a part of the queries of one KV head. One attention call each. Where a layer's
+// attention is a sum (AttentionSpec::gates), segments of each of its parts.
 struct HeadSegment {
   HeadRange query;
   HeadRange kv;
   int32_t pattern = 0;  // index into SparsityPlan::patterns
   int32_t group = 0;    // index into SparsityPlan::groups; the segment's KV heads are in it
+  int32_t part = 0;     // below LayerPlan::parts
 };
 
 struct LayerPlan {
-  std::vector<HeadSegment> segments;  // cover all query heads, ascending
+  std::vector<HeadSegment> segments;  // of each part: cover all query heads, ascending
+  int32_t parts = 1;
+  int32_t num_heads() const;  // query heads
 };
 
 struct SparsityPlan {
@@ -56,8 +60,13 @@ struct SparsityPlan {
   // that ends there sees on average.
   double KeysSeen(int32_t pattern, int64_t position,
                   NumericsClass numerics = NumericsClass::kPrompt) const;
-  // KeysSeen as a share of the keys up to `position`, mean over layers and heads.
+  // KeysSeen as a share of the keys up to `position`, mean over layers and heads; a layer's parts
+  // add up.
   double Density(int64_t position, NumericsClass numerics = NumericsClass::kPrompt) const;
+  // Whether a layer has one softmax over keys for one query, so that what it reads can be weighed
+  // by another's attention. If not: why, as a part of a sentence ("dual chunk attention ...").
+  bool one_softmax() const { return WhyNotOneSoftmax().empty(); }
+  std::string_view WhyNotOneSoftmax() const;
   // Bytes that one sequence of `tokens` cached positions holds while a step of `step_tokens` more
   // is computed.
   int64_t CacheBytes(int64_t tokens, int64_t step_tokens) const;

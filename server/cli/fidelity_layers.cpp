@@ -23,7 +23,7 @@ double AskedDensity(const SparsityPlan& plan, size_t layer, int32_t window_token
     const auto& pattern = *plan.patterns[static_cast<size_t>(segment.pattern)];
     for (int32_t i = 0; i < window_tokens; ++i) {
       visible += segment.query.count * pattern.VisibleKeys(i, numerics);
-      causal += segment.query.count * (i + 1.0);
+      if (segment.part == 0) causal += segment.query.count * (i + 1.0);
     }
   }
   return visible / causal;
@@ -76,10 +76,10 @@ void DescribeLayers(const LayerObservations& seen, int32_t window_tokens,
   }
   report->mass_rows = mass.rows_per_head();
   if (!mass.available()) {
-    report->mass_reason =
-        seen.plan->dual_chunk ? "dual chunk attention scores keys by three rotations of a query"
-        : seen.plan->one_numerics_class ? "queries and keys lie on the device; measure on the CPU"
-                                        : "which keys the plan reads depends on the query";
+    report->mass_reason = !seen.plan->one_softmax() ? std::string(seen.plan->WhyNotOneSoftmax())
+                          : seen.plan->one_numerics_class
+                              ? "queries and keys lie on the device; measure on the CPU"
+                              : "which keys the plan reads depends on the query";
   } else if (!any_changed) {
     report->mass_reason = "the plan changes no layer";
   } else {

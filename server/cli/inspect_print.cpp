@@ -31,9 +31,11 @@ std::string LayerLine(const InspectReport::Layer& layer) {
 
 std::string SegmentLine(const InspectReport::Layer& layer) {
   std::string out;
+  int32_t part = 0;
   for (const InspectReport::Segment& segment : layer.segments) {
-    if (!out.empty()) out += "; ";
-    if (layer.segments.size() > 1) {
+    if (!out.empty()) out += segment.part == part ? "; " : " + ";
+    part = segment.part;
+    if (segment.num_heads < layer.num_heads) {
       StrAppend(&out, "heads ", segment.first_head, "-", segment.first_head + segment.num_heads - 1,
                 " ");
     }
@@ -169,6 +171,7 @@ ordered_json LayersJson(const InspectReport& report) {
     for (const InspectReport::Segment& segment : layer.segments) {
       segments.push_back({{"first_head", segment.first_head},
                           {"num_heads", segment.num_heads},
+                          {"part", segment.part},
                           {"pattern", segment.pattern},
                           {"native", segment.native},
                           {"group", segment.group}});

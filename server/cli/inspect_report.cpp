@@ -24,10 +24,10 @@ std::string DescribeRetention(const model::Retention& retention) {
   return out.empty() ? "all" : out;
 }
 
-// The pattern of a query head.
-std::string PatternOf(const model::SparsityPlan& plan, size_t layer, int32_t head) {
+// The pattern of a query head in a part of the layer.
+std::string PatternOf(const model::SparsityPlan& plan, size_t layer, int32_t part, int32_t head) {
   for (const model::HeadSegment& segment : plan.layers[layer].segments) {
-    if (head < segment.query.first + segment.query.count) {
+    if (segment.part == part && head < segment.query.first + segment.query.count) {
       return plan.patterns[segment.pattern]->Describe();
     }
   }
@@ -47,8 +47,9 @@ InspectReport::Layer DescribeLayer(const model::LayerSpec& spec, size_t index,
   for (const model::HeadSegment& segment : plan.layers[index].segments) {
     out.segments.push_back({.first_head = segment.query.first,
                             .num_heads = segment.query.count,
+                            .part = segment.part,
                             .pattern = plan.patterns[segment.pattern]->Describe(),
-                            .native = PatternOf(native, index, segment.query.first),
+                            .native = PatternOf(native, index, segment.part, segment.query.first),
                             .group = plan.groups[segment.group].name});
   }
   return out;

@@ -22,6 +22,7 @@ struct InspectReport {
   struct Segment {
     int32_t first_head = 0;
     int32_t num_heads = 0;
+    int32_t part = 0;  // of an attention that sums several
     std::string pattern;
     std::string native;  // the checkpoint's own there
     std::string group;

@@ -27,7 +27,7 @@ double LayerWeightsUsed(const model::ModelSpec& spec) {
   for (const model::LayerSpec& layer : spec.layers) {
     const model::LayerWeights& w = layer.weights;
     for (const auto* view : {&w.wq, &w.wk, &w.wv, &w.q_up, &w.index_q, &w.index_k, &w.index_weights,
-                             &w.wo, &w.gate, &w.up, &w.down, &w.router}) {
+                             &w.attn_gates, &w.wo, &w.gate, &w.up, &w.down, &w.router}) {
       sum += Elements(*view);
     }
     for (const auto* heads : {&w.key_up, &w.value_up}) {
@@ -49,6 +49,7 @@ double VolumeAt(const model::ModelSpec& spec, const model::SparsityPlan& plan, i
     const model::AttentionSpec& attention = spec.layers[l].attention;
     const int32_t head_dim = attention.head_dim;
     for (const model::HeadSegment& segment : plan.layers[l].segments) {
+      if (dense && segment.part > 0) continue;
       const auto all = static_cast<double>(plan.causal ? position + 1 : 2 * position + 1);
       const model::SparsePattern& pattern = *plan.patterns[static_cast<size_t>(segment.pattern)];
       const double keys = dense ? all : pattern.VisibleKeys(position, numerics);
@@ -56,6 +57,9 @@ double VolumeAt(const model::ModelSpec& spec, const model::SparsityPlan& plan, i
       const model::PageRanking* ranking = dense ? nullptr : pattern.ranking();
       if (ranking != nullptr && ranking->by_index && keys < all) {
         volume += 0.5 * all * attention.indexer.num_heads * attention.indexer.head_dim;
+      }
+      if (ranking != nullptr && ranking->score == kernels::PageScore::kMeanShares && keys < all) {
+        volume += 0.5 * all / kernels::kPageTokens * segment.query.count * head_dim;
       }
     }
   }

@@ -26,7 +26,8 @@ PlanFlops FlopsOf(const model::ModelSpec& spec, const model::SparsityPlan& plan,
 
 // Sum over the queries at positions [begin, end) of visible keys x heads x head size, all layers,
 // and where a layer's indexer chooses among the keys, half of all keys x its heads x their size:
-// scores without weighted values. From at most `samples` positions.
+// scores without weighted values; the same of pages' means by whose shares pages are chosen. From
+// at most `samples` positions.
 inline constexpr int64_t kVolumeSamples = 256;
 double AttentionVolume(const model::ModelSpec& spec, const model::SparsityPlan& plan, int64_t begin,
                        int64_t end, bool dense = false, int64_t samples = kVolumeSamples,

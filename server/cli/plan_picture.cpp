@@ -22,18 +22,30 @@ struct Panel {
   int64_t heads = 0;
 };
 
+// A layer, or one of the parts that its attention sums.
+struct LayerRow {
+  std::string label;
+  std::vector<int> panels;  // [head]
+};
+
 struct Panels {
   std::vector<Panel> panels;
-  std::vector<std::vector<int>> of;  // [layer][head]: index of its panel
+  std::vector<LayerRow> rows;
 };
 
 // Heads that read alike share a panel, even where their patterns are told apart by name.
 Panels MakePanels(const model::SparsityPlan& plan, int64_t length, int32_t blocks) {
   Panels out;
   std::map<std::pair<int32_t, int32_t>, int> known;  // (pattern, head)
-  for (const model::LayerPlan& layer : plan.layers) {
-    std::vector<int>& row = out.of.emplace_back();
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const model::LayerPlan& layer = plan.layers[l];
+    const size_t first_row = out.rows.size();
+    for (int32_t part = 0; part < layer.parts; ++part) {
+      const std::string of_part = layer.parts > 1 ? absl::StrFormat(".%d", part) : "";
+      out.rows.push_back({absl::StrFormat("layer %d%s", l, of_part), {}});
+    }
     for (const model::HeadSegment& segment : layer.segments) {
+      std::vector<int>& row = out.rows[first_row + static_cast<size_t>(segment.part)].panels;
       const auto& pattern = *plan.patterns[static_cast<size_t>(segment.pattern)];
       for (int32_t h = segment.query.first; h < segment.query.first + segment.query.count; ++h) {
         const auto [at, added] = known.try_emplace({segment.pattern, h}, 0);
@@ -94,12 +106,12 @@ std::string DrawPanel(const Panel& panel, int index, double left, double top, in
 std::string DrawIndex(const Panels& panels, double top, double* height) {
   constexpr double kCellWidth = 26, kCellHeight = 15, kLeft = 64;
   std::string out;
-  for (size_t l = 0; l < panels.of.size(); ++l) {
-    const double y = top + kCellHeight * static_cast<double>(l);
-    absl::StrAppendFormat(&out, "<text x='%.1f' y='%.1f' text-anchor='end'>layer %d</text>\n",
-                          kLeft - 8, y + 11, l);
+  for (size_t r = 0; r < panels.rows.size(); ++r) {
+    const double y = top + kCellHeight * static_cast<double>(r);
+    absl::StrAppendFormat(&out, "<text x='%.1f' y='%.1f' text-anchor='end'>%s</text>\n", kLeft - 8,
+                          y + 11, panels.rows[r].label);
     // Heads of one panel are one box with its letter.
-    const std::vector<int>& row = panels.of[l];
+    const std::vector<int>& row = panels.rows[r].panels;
     for (size_t h = 0; h < row.size();) {
       size_t end = h + 1;
       while (end < row.size() && row[end] == row[h]) ++end;
@@ -115,7 +127,7 @@ std::string DrawIndex(const Panels& panels, double top, double* height) {
       h = end;
     }
   }
-  *height = kCellHeight * static_cast<double>(panels.of.size());
+  *height = kCellHeight * static_cast<double>(panels.rows.size());
   return out;
 }
 

@@ -41,8 +41,7 @@ ModelExecutor::ModelExecutor(model::Model* model, model::fidelity::LiveShadow* s
   const model::SparsityPlan& plan = model->plan();
   std::map<int32_t, double> weights;
   for (const model::LayerPlan& layer : plan.layers) {
-    double heads = 0;
-    for (const model::HeadSegment& segment : layer.segments) heads += segment.query.count;
+    const double heads = layer.num_heads();
     for (const model::HeadSegment& segment : layer.segments) {
       weights[segment.pattern] +=
           segment.query.count / heads / static_cast<double>(plan.layers.size());

@@ -409,7 +409,8 @@ std::vector<Metric> CacheMetrics() {
        {"pattern", "kind"},
        {},
        "Keys in attention by sparsity pattern: causal (what dense attention would see), visible "
-       "(what the pattern allows), read (what the kernels scored)."},
+       "(what the pattern allows), read (what the kernels scored). Where a layer sums several "
+       "attentions, causal counts with the first."},
       {kAttendedRatio,
        "KV cache and sparsity",
        "longstride:kv_tokens_attended_ratio",

@@ -271,6 +271,18 @@ class InspectTest(Case):
                 self.assertEqual(segment["native"], pattern)
                 self.assertEqual(segment["group"], group)
 
+    def test_attentions_that_a_layer_sums_are_shown_each(self):
+        folder = ROOT / "tests/parity/families/data/nsa"
+        result = run("inspect", folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("nsa_compressed in full_means + nsa_selected(3) in full_means + window(100) in full_means",
+                      result.stdout)
+        self.assertIn("note: parity only: no checkpoint", result.stdout)
+        report = json.loads(run("inspect", folder, "--json").stdout)
+        self.assertEqual([s["part"] for s in report["layers"][0]["segments"]], [0, 1, 2])
+        self.assertEqual([s["native"] for s in report["layers"][0]["segments"]],
+                         ["nsa_compressed", "nsa_selected(3)", "window(100)"])
+
     def test_families_of_several_devices_are_parity_only(self):
         for name in ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"):
             folder = ROOT / "tests/parity/families/data" / name

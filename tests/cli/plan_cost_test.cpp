@@ -88,6 +88,19 @@ TEST(PlanCostTest, IndexersScoreAllKeysAndLatentsAreMadeAndExpanded) {
   EXPECT_DOUBLE_EQ(f.decode_attention, 4 * volume);
 }
 
+// Three parts that add up, beside half a product of each head with every page's mean.
+TEST(PlanCostTest, PartsThatAGateSumsAddUp) {
+  const model::TinyModel tiny({.nsa_blocks = 2, .nsa_window = 20});
+  const PlanFlops f = FlopsOf(tiny.spec, Plan("{}", tiny.spec), 300);
+  // The last query sees 4 whole pages, a page and 44 keys, and 20 keys.
+  const double keys = 4 + 64 + 44 + 20 + 0.5 * 300 / 64;
+  EXPECT_DOUBLE_EQ(f.decode_attention, 4.0 * 4 * 4 * 16 * keys);
+  EXPECT_DOUBLE_EQ(f.decode_dense_attention, 4.0 * 4 * 4 * 16 * 300);
+  const PlanFlops plain =
+      FlopsOf(model::TinyModel({}).spec, Plan("{}", model::TinyModel({}).spec), 300);
+  EXPECT_DOUBLE_EQ(f.decode_linear - plain.decode_linear, 2.0 * 4 * (3 * 4 * 48));
+}
+
 TEST(PlanCostTest, FitFindsTheRatesAndNeverNegativeOnes) {
   std::mt19937 random(testing::RandomSeed());
   std::uniform_real_distribution<double> uniform(1, 10);

@@ -67,6 +67,19 @@ TEST(PlanPictureTest, HeadsThatReadAlikeShareAPanel) {
   EXPECT_NE(picture.find(".plot .cell{fill:#1f6feb"), std::string::npos);
 }
 
+// A row for each attention that a layer sums.
+TEST(PlanPictureTest, PartsOfALayerHaveRowsOfTheirOwn) {
+  const model::TinyModel tiny({.nsa_blocks = 2, .nsa_window = 100});
+  auto plan =
+      model::SparsityPlan::Resolve(*SparsityPolicy::Parse("{}"), tiny.spec, kernels::KvDType::kF32);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const std::string picture = PlanPicture(*plan, 500);
+  EXPECT_EQ(Count(picture, "class='frame'"), 3u);
+  EXPECT_EQ(Count(picture, "16 heads"), 3u);
+  EXPECT_EQ(Count(picture, ">layer 3."), 3u);
+  EXPECT_EQ(Count(picture, "<title>heads 0 to 3</title>"), 12u);
+}
+
 TEST(PlanPictureTest, ShortLengthsAreDrawnToo) {
   for (const int64_t length : {1, 2, 47}) {
     EXPECT_NE(PlanPicture(Plan("{}"), length).find("class='cell'"), std::string::npos) << length;

@@ -152,6 +152,14 @@ class MirroredBackend : public Backend {
     d.out = m.View(p.out, true);
     return m.Run([&] { return inner_->MergeAttention(d); });
   }
+  absl::Status DoGateAttention(const GateAttentionParams& p) override {
+    Mirror m(*inner_);
+    GateAttentionParams d = p;
+    for (int32_t i = 0; i < p.num_parts; ++i) d.parts[i] = m.View(p.parts[i]);
+    d.gates = m.View(p.gates);
+    d.out = m.View(p.out, true);
+    return m.Run([&] { return inner_->GateAttention(d); });
+  }
   absl::Status DoPositionScale(const PositionScaleParams& p) override {
     Mirror m(*inner_);
     PositionScaleParams d = p;

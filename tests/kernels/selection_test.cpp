@@ -96,7 +96,9 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
     const int64_t head_bytes = KvHeadPageBytes(c.dtype, c.dim);
     const int64_t plane = head_bytes * c.kv_heads;
     c.cache.segment_means = RandomInt(0, 1) == 1;
-    const int64_t summaries = PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means) * c.kv_heads;
+    c.cache.value_mean = std::string_view(GetParam()) != "cuda" && RandomInt(0, 1) == 1;
+    const int64_t summaries =
+        PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means, c.cache.value_mean) * c.kv_heads;
     const int64_t page = (2 * plane + summaries + 63) / 64 * 64;
     const auto num_pages = static_cast<int32_t>(used + 3);
     c.memory = std::make_shared<Buffer>(*backend_->Reserve(page * num_pages));
@@ -111,6 +113,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
                .head_dim = c.dim,
                .dtype = c.dtype,
                .segment_means = c.cache.segment_means,
+               .value_mean = c.cache.value_mean,
                .summaries = base + 2 * plane};
     std::vector<int32_t> ids(num_pages);
     std::iota(ids.begin(), ids.end(), 0);
@@ -165,8 +168,10 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       part.insert(part.end(), keys + run.at * width, keys + (run.at + run.count) * width);
     }
     const auto count = static_cast<int64_t>(page_ids.size());
+    std::vector<float> values;
+    std::transform(part.begin(), part.end(), std::back_inserter(values), std::negate<>());
     ASSERT_LS_OK(backend_->KvWrite({.k = View3(part, count, c.kv_heads, c.dim),
-                                    .v = View3(part, count, c.kv_heads, c.dim),
+                                    .v = View3(values, count, c.kv_heads, c.dim),
                                     .cache = c.cache,
                                     .page_ids = page_ids.data(),
                                     .slots = slots.data(),
@@ -177,9 +182,8 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
 
   // A stored summary value.
   static float Summary(const SelectionCase& c, int32_t page, int32_t head, int row, int32_t d) {
-    const int64_t bytes = PageSummaryBytes(c.dtype, c.dim, c.cache.segment_means);
     const char* at = static_cast<const char*>(c.cache.summaries) + page * c.cache.page_stride +
-                     head * bytes + row * (bytes / SummaryRows(c.cache.segment_means));
+                     head * PageSummaryBytes(c.cache) + row * SummaryRowBytes(c.cache);
     if (c.dtype == KvDType::kF16 || c.dtype == KvDType::kFp8) {
       return HalfToFloat(reinterpret_cast<const uint16_t*>(at)[d]);
     }
@@ -560,7 +564,11 @@ TEST_P(SelectionTest, SummariesAreThoseOfTheStoredKeys) {
                      : c.dtype == KvDType::kBF16 ? Bfloat16ToFloat(FloatToBfloat16(mean))
                                                  : mean;
             };
-            ASSERT_EQ(Summary(c, page, h, 2, d), rounded(sum / static_cast<float>(end - begin)));
+            const float mean = rounded(sum / static_cast<float>(end - begin));
+            ASSERT_EQ(Summary(c, page, h, 2, d), mean);
+            if (c.cache.value_mean) {
+              ASSERT_EQ(Summary(c, page, h, SummaryRows(c.cache) - 1, d), -mean);
+            }
             for (int run = 0; c.cache.segment_means && run < 4; ++run) {
               float total = 0.0f;
               int count = 0;
@@ -619,15 +627,18 @@ TEST_P(SelectionTest, TakesTheBestPagesByTheNaiveScore) {
   }
 }
 
-// The pages that the attention to compressed keys favours, by the formula of op_params.h.
-TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
-  for (int trial = 0; trial < 40; ++trial) {
+// The pages that the attention to means of keys favours, by the formulas of op_params.h.
+TEST_P(SelectionTest, TakesThePagesWhoseMeansGetMostAttention) {
+  for (int trial = 0; trial < 60; ++trial) {
     SelectionCase c;
+    Request r;
+    const bool compressed = std::string_view(GetParam()) == "cuda" || trial % 2 == 0;
+    r.score = compressed ? PageScore::kCompressedKeys : PageScore::kMeanShares;
+    // Keys of a mean, and from one to the next.
+    const int64_t width = compressed ? 32 : 64, step = compressed ? 16 : 64;
     do {
       c = RandomCase({64 * RandomInt(4, 9) + RandomInt(-1, 1), RandomInt(300, 2500)});
-    } while (!c.cache.segment_means);
-    Request r;
-    r.score = PageScore::kCompressedKeys;
+    } while (compressed && !c.cache.segment_means);
     r.list_heads = RandomInt(0, 2) > 0 ? ListHeads::kPerKvHead : ListHeads::kPerQHead;
     r.sink_pages = RandomInt(0, 2);
     r.recent_pages = RandomInt(1, 3);
@@ -668,19 +679,19 @@ TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
         ASSERT_GE(list.front(), 0);
         ASSERT_EQ(list.back(), pages - 1);
         if (r.counts[t] == pages) continue;
-        // Compressed keys whose 32 keys the row sees.
+        // Means whose keys the row all sees.
         std::vector<double> sums;
-        for (int64_t first = 0; first + 31 <= i; first += 16) sums.push_back(0.0);
+        for (int64_t first = 0; first + width <= i + 1; first += step) sums.push_back(0.0);
         for (int32_t q = per_kv ? h * group : h; q < (per_kv ? (h + 1) * group : h + 1); ++q) {
           std::vector<double> weights;
           double total = 0;
           for (size_t n = 0; n < sums.size(); ++n) {
             double s = 0;
-            for (int64_t j = static_cast<int64_t>(n) * 16; j < static_cast<int64_t>(n) * 16 + 32;
-                 ++j) {
+            const int64_t first = static_cast<int64_t>(n) * step;
+            for (int64_t j = first; j < first + width; ++j) {
               for (int32_t d = 0; d < c.dim; ++d) {
                 s += r.q[(tile.row_begin * c.q_heads + q) * c.dim + d] *
-                     c.Key(tile.sequence, j, q / group)[d] / 32.0;
+                     c.Key(tile.sequence, j, q / group)[d] / static_cast<double>(width);
               }
             }
             weights.push_back(std::exp(s * r.scale));
@@ -696,7 +707,8 @@ TEST_P(SelectionTest, TakesThePagesWhoseCompressedKeysGetMostAttention) {
             continue;
           }
           double score = 0;
-          for (int64_t n = 4 * page - 1; n < 4 * page + 4; ++n) {
+          const int64_t first = compressed ? 4 * page - 1 : page;
+          for (int64_t n = first; n < (compressed ? first + 5 : first + 1); ++n) {
             if (n >= 0 && n < static_cast<int64_t>(sums.size())) score = std::max(score, sums[n]);
           }
           if (listed) worst_taken = std::min(worst_taken, score);

@@ -88,6 +88,8 @@ inline std::vector<TinyOptions> Architectures() {
       {.name = "multi_head", .heads = 6, .kv_heads = 6, .residual_scale = 0.7f},
       {.name = "multi_query", .heads = 6, .kv_heads = 1, .window = 33},
       {.name = "one_layer", .layers = 1},
+      {.name = "nsa", .heads = 6, .nsa_blocks = 2, .nsa_window = 20},
+      {.name = "nsa_no_window", .qk_norm = QkNorm::kPerHead, .biases = true, .nsa_blocks = 1},
   };
 }
 

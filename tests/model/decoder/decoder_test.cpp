@@ -69,7 +69,7 @@ TEST_P(ArchitectureTest, MatchesNaiveForward) {
       variant);
   const double std = Std(want.logits);
   ASSERT_GE(std, 0.3);
-  for (const BackendKind kind : Backends()) {
+  for (const BackendKind kind : Backends(model.spec)) {
     PagedRunner runner(&model.spec, "{}", kind);
     FloatRows got = runner.Prefill(0, {tokens.begin(), tokens.begin() + 130}, 47, variant);
     for (size_t t = 130; t < tokens.size(); ++t) {
@@ -123,6 +123,30 @@ std::vector<Mutation> Mutations() {
          s->dual_chunk->chunk_size += 1;
          s->dual_chunk->local_size += 1;
          return true;
+       }},
+      {"one more block",
+       [](ModelSpec* s) {
+         return SpoilLayers(s, [](LayerSpec* l) {
+           int32_t& blocks = l->attention.native.nsa.block_counts;
+           return blocks > 0 && ++blocks > 0;
+         });
+       }},
+      {"sliding window + 1",
+       [](ModelSpec* s) {
+         return SpoilLayers(s, [](LayerSpec* l) {
+           Nsa& nsa = l->attention.native.nsa;
+           return nsa.block_counts > 0 && ++nsa.window > 0;
+         });
+       }},
+      {"gates turned over",
+       [](ModelSpec* s) {
+         return SpoilLayers(s, [](LayerSpec* l) {
+           kernels::TensorView& gates = l->weights.attn_gates;
+           if (gates.data == nullptr) return false;
+           gates.data = gates.ptr<float>() + (gates.shape[0] - 1) * gates.strides[0];
+           gates.strides[0] = -gates.strides[0];
+           return true;
+         });
        }},
       {"sinks dropped",
        [](ModelSpec* s) {
@@ -203,7 +227,7 @@ TEST_P(ArchitectureTest, NoticesSpoiltSpecs) {
 TEST_P(ArchitectureTest, ChunkingDoesNotChangeBits) {
   const TinyModel model(GetParam());
   const std::vector<int32_t> tokens = RandomTokens(150, model.spec.vocab_size, 4);
-  for (const BackendKind kind : Backends()) {
+  for (const BackendKind kind : Backends(model.spec)) {
     for (const auto dtype : {kernels::KvDType::kF16, kernels::KvDType::kFp8}) {
       PagedRunner runner(&model.spec, "{}", kind, dtype);
       const FloatRows once = runner.Prefill(0, tokens, 150);
@@ -222,7 +246,7 @@ TEST_P(ArchitectureTest, ChunkingDoesNotChangeBits) {
 TEST_P(ArchitectureTest, Fp8CachesUseTheScalesOfTheirLayers) {
   const TinyModel model(GetParam());
   const std::vector<int32_t> tokens = RandomTokens(120, model.spec.vocab_size, 6);
-  for (const BackendKind kind : Backends()) {
+  for (const BackendKind kind : Backends(model.spec)) {
     const auto run = [&](float k_scale, float v_scale) {
       ModelSpec spec = model.spec;
       for (LayerSpec& layer : spec.layers) {
@@ -246,7 +270,7 @@ TEST_P(ArchitectureTest, BatchingDoesNotChangeBits) {
   const TinyModel model(GetParam());
   const unsigned seed = 41;
   SCOPED_TRACE(::testing::Message() << "seed " << seed);
-  for (const BackendKind kind : Backends()) {
+  for (const BackendKind kind : Backends(model.spec)) {
     std::mt19937 random(seed);
     PagedRunner single(&model.spec, "{}", kind, kernels::KvDType::kF16);
     PagedRunner runner(&model.spec, "{}", kind, kernels::KvDType::kF16, 512, 2);

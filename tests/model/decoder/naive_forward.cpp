@@ -131,6 +131,64 @@ void AttendHead(const AttentionSpec& a, const std::vector<const double*>& querie
   }
 }
 
+// NSA of one query head at the last of `count` positions: what its three parts attend to, added up
+// by gates (before the sigmoid). `group`: queries of the KV head's query heads.
+void AttendNsa(const AttentionSpec& a, const double* query, const std::vector<const double*>& group,
+               const Rows& keys, const Rows& values, int32_t kv_head, const double* gates,
+               size_t count, double* out) {
+  constexpr size_t kBlock = 64;
+  Rows mean_keys, mean_values;
+  for (size_t end = kBlock; end <= count; end += kBlock) {
+    for (const auto& [means, rows] :
+         {std::pair(&mean_keys, &keys), std::pair(&mean_values, &values)}) {
+      Row& mean = means->emplace_back(rows->front().size(), 0.0);
+      for (size_t j = end - kBlock; j < end; ++j) {
+        for (size_t c = 0; c < mean.size(); ++c) mean[c] += (*rows)[j][c] / kBlock;
+      }
+    }
+  }
+  Row shares(mean_keys.size(), 0.0);
+  for (const double* q : group) {
+    Row weights;
+    for (const Row& key : mean_keys) {
+      double s = 0;
+      for (int32_t c = 0; c < a.head_dim; ++c) {
+        s += q[c] * key[static_cast<size_t>(kv_head * a.head_dim + c)];
+      }
+      weights.push_back(std::exp(s * a.scale));
+    }
+    const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
+    for (size_t b = 0; b < shares.size(); ++b) shares[b] += weights[b] / total;
+  }
+  const size_t own = (count - 1) / kBlock;
+  std::vector<size_t> others(own);
+  std::iota(others.begin(), others.end(), size_t{0});
+  std::stable_sort(others.begin(), others.end(),
+                   [&](size_t x, size_t y) { return shares[x] > shares[y]; });
+  others.resize(std::min(own, static_cast<size_t>(a.native.nsa.block_counts - 1)));
+  std::vector<bool> selected(count), sliding(count);
+  for (size_t j = 0; j < count; ++j) {
+    selected[j] =
+        j / kBlock == own || std::find(others.begin(), others.end(), j / kBlock) != others.end();
+    sliding[j] = j + static_cast<size_t>(a.native.nsa.window) >= count;
+  }
+  const auto attend = [&](const Rows& k, const Rows& v, const std::vector<bool>& seen) {
+    Row part(static_cast<size_t>(a.head_dim), 0.0);
+    if (std::find(seen.begin(), seen.end(), true) == seen.end()) return part;
+    AttendHead(a, std::vector<const double*>(seen.size(), query), k, v, kv_head, nullptr, seen,
+               part.data());
+    return part;
+  };
+  const Row parts[] = {attend(mean_keys, mean_values, std::vector<bool>(mean_keys.size(), true)),
+                       attend(keys, values, selected), attend(keys, values, sliding)};
+  for (int32_t c = 0; c < a.head_dim; ++c) {
+    out[c] = 0;
+    for (int p = 0; p < 3; ++p) {
+      out[c] += parts[p][static_cast<size_t>(c)] / (1 + std::exp(-gates[p]));
+    }
+  }
+}
+
 double Activate(const MlpSpec& mlp, double gate, double up) {
   const double pi = std::acos(-1.0);
   switch (mlp.activation) {
@@ -241,7 +299,18 @@ Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visi
   Rows out;
   for (size_t t = 0; t < h.size(); ++t) {
     Row attended(queries[t].size());
+    const int32_t per_kv = a.num_heads / a.num_kv_heads;
+    const Row gates = a.gates > 0 ? MatVec(w.attn_gates, h[t], {}) : Row();
     for (int32_t head = 0; head < a.num_heads; ++head) {
+      if (a.gates > 0) {
+        std::vector<const double*> group;
+        for (int32_t g = 0; g < per_kv; ++g) {
+          group.push_back(queries[t].data() + (head / per_kv * per_kv + g) * a.head_dim);
+        }
+        AttendNsa(a, queries[t].data() + head * a.head_dim, group, keys, values, head / per_kv,
+                  gates.data() + 3 * head, t + 1, attended.data() + head * a.head_dim);
+        continue;
+      }
       std::vector<bool> seen(t + 1);
       std::vector<const double*> query(t + 1, queries[t].data() + head * a.head_dim);
       for (size_t j = 0; spec.dual_chunk && j <= t; ++j) {
@@ -253,9 +322,8 @@ Rows AttentionBranch(const ModelSpec& spec, int32_t l, const Rows& h, const Visi
         seen[j] = visible(l, head, static_cast<int64_t>(t), static_cast<int64_t>(j));
       }
       const double sink = w.sinks.data == nullptr ? 0.0 : w.sinks.ptr<float>()[head];
-      AttendHead(a, query, keys, values, head / (a.num_heads / a.num_kv_heads),
-                 w.sinks.data == nullptr ? nullptr : &sink, seen,
-                 attended.data() + head * a.head_dim);
+      AttendHead(a, query, keys, values, head / per_kv, w.sinks.data == nullptr ? nullptr : &sink,
+                 seen, attended.data() + head * a.head_dim);
     }
     out.push_back(MatVec(w.wo, attended, w.bo));
   }

@@ -17,7 +17,8 @@ struct NaiveOutput {
   Rows logits;
 };
 
-// visible(layer, head, i, j): whether the query at i reads the key at j.
+// visible(layer, head, i, j): whether the query at i reads the key at j. Not asked of layers that
+// sum several attentions by gates: they compute what the checkpoint says.
 using Visible = std::function<bool(int32_t, int32_t, int64_t, int64_t)>;
 
 // Sees a layer's queries and keys ([tokens][heads * head_dim]) before `visible` is asked about it.

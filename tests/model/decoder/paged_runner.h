@@ -32,6 +32,15 @@ inline const std::vector<kernels::BackendKind>& Backends() {
   return kinds;
 }
 
+// And a model of this spec.
+inline std::vector<kernels::BackendKind> Backends(const ModelSpec& spec) {
+  std::vector<kernels::BackendKind> kinds = Backends();
+  const bool gated = std::any_of(spec.layers.begin(), spec.layers.end(),
+                                 [](const LayerSpec& layer) { return layer.attention.gates > 0; });
+  if (gated) std::erase(kinds, kernels::BackendKind::kCuda);
+  return kinds;
+}
+
 using FloatRows = std::vector<std::vector<float>>;
 
 // One sequence's part of a step.

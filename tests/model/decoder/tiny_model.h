@@ -34,6 +34,7 @@ struct TinyOptions {
   bool renormalize = true;
   int32_t window = 0, chunk = 0;  // of every layer but each third
   int32_t chunk_size = 0, local_size = 0;  // of dual chunk attention
+  int32_t nsa_blocks = 0, nsa_window = 0;  // NSA, in every layer
   int32_t max_positions = 1024;
 
   friend void PrintTo(const TinyOptions& o, std::ostream* out) { *out << o.name; }
@@ -101,6 +102,10 @@ class TinyModel {
     a.position_scale = o.position_scale && a.rope < 0;
     a.position_floor_scale = 16.0f;
     if (l % 3 != 2) a.native = {.window = o.window, .chunk = o.chunk};
+    if (o.nsa_blocks > 0) {
+      a.gates = Nsa::kParts;
+      a.native = {.nsa = {.block_counts = o.nsa_blocks, .window = o.nsa_window}};
+    }
     layer.mlp.ffn_dim = o.ffn;
     layer.mlp.activation = o.activation;
     layer.mlp.activation_limit = 1.5f;
@@ -135,6 +140,7 @@ class TinyModel {
     w->wk = Matrix(kv, o.dim, 2.0 * in);
     w->wv = Matrix(kv, o.dim, in);
     w->wo = Matrix(o.dim, q, 1.0 / std::sqrt(q));
+    if (o.nsa_blocks > 0) w->attn_gates = Matrix(Nsa::kParts * o.heads, o.dim, in);
     if (o.biases) {
       w->bq = Vector(q, 0.3);
       w->bk = Vector(kv, 0.3);

@@ -118,6 +118,43 @@ TEST(Family, RefusesLearnedSparsityThatItDoesNotCompute) {
   EXPECT_THAT(Error("moba", [](json* c) { c->erase("moba_topk"); }), HasSubstr("moba_topk"));
 }
 
+TEST(Family, ReadsNsaAsItsCodeComputes) {
+  const ModelSpec spec = Load("nsa");
+  const AttentionSpec& a = spec.layers[1].attention;
+  EXPECT_EQ(a.native.nsa, (Nsa{.block_counts = 3, .window = 100}));
+  EXPECT_EQ(a.gates, 3);
+  EXPECT_EQ(spec.layers[1].weights.attn_gates.shape[0], 12);
+  EXPECT_EQ(a.num_heads, 4);
+  EXPECT_EQ(a.num_kv_heads, 2);
+  EXPECT_EQ(spec.norm_eps, 1e-6f);
+  // The configuration says 32, which the code does not hand on.
+  EXPECT_EQ(a.head_dim, 8);
+  EXPECT_FLOAT_EQ(a.scale, 1.0f / std::sqrt(8.0f));
+  const ModelSpec defaults = Load("nsa", [](json* c) {
+    for (const char* key : {"block_size", "block_counts", "window_size", "rope_theta", "norm_eps",
+                            "head_dim", "hidden_act"}) {
+      c->erase(key);
+    }
+  });
+  EXPECT_EQ(defaults.layers[0].attention.native.nsa, (Nsa{.block_counts = 16, .window = 512}));
+  EXPECT_EQ(defaults.layers[0].attention.head_dim, 8);
+  // Two thirds of four times the width, in whole 256s: the tensors are narrower.
+  EXPECT_THAT(Error("nsa", [](json* c) { c->erase("intermediate_size"); }), HasSubstr("[256, 32]"));
+  EXPECT_THAT(Error("nsa", [](json* c) { (*c)["block_size"] = 32; }),
+              HasSubstr("is 32; only 64 is supported"));
+  EXPECT_THAT(Error("nsa", [](json* c) { (*c)["block_counts"] = nullptr; }),
+              HasSubstr("block_counts\" is null"));
+  EXPECT_THAT(Error("nsa", [](json* c) { (*c)["num_heads"] = (*c)["num_kv_heads"] = 32; }),
+              HasSubstr("has 16 rows, which are not those of 32 key/value heads"));
+  EXPECT_THAT(Error("nsa", [](json* c) { (*c)["qkv_bias"] = false; }), HasSubstr("does not use"));
+  EXPECT_THAT(Error("nsa",
+                    [](json* c) {
+                      (*c)["rope_scaling"] = {{"factor", 2}};
+                    }),
+              HasSubstr("rope_scaling"));
+  EXPECT_THAT(Error("nsa", [](json* c) { (*c)["hidden_act"] = "relu"; }), HasSubstr("hidden_act"));
+}
+
 TEST(Family, ReadsWhichLayersHaveAnIndexer) {
   const auto indexers = [](const EditedCheckpoint::Edit& edit) {
     std::string layers;

@@ -30,6 +30,7 @@ constexpr const char* kFolders[] = {"cohere2",
                                     "minicpm",
                                     "mistral",
                                     "moba",
+                                    "nsa",
                                     "olmo2",
                                     "olmo3",
                                     "phi3_longrope",
@@ -70,6 +71,11 @@ void ExpectSound(const ModelSpec& spec) {
     if (a.native.moba.chunk > 0) {
       EXPECT_EQ(a.native.moba.chunk % kernels::kPageTokens, 0);
       EXPECT_GT(a.native.moba.topk, 0);
+    }
+    EXPECT_EQ(a.gates, a.native.nsa.block_counts > 0 ? Nsa::kParts : 0);
+    if (a.gates > 0) {
+      EXPECT_GE(a.native.nsa.window, 0);
+      EXPECT_EQ(layer.weights.attn_gates.shape[0], int64_t{a.num_heads} * a.gates);
     }
     if (a.indexer.num_heads > 0) {
       EXPECT_GT(a.native.dsa.topk, 0);

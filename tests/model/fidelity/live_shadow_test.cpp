@@ -390,15 +390,18 @@ TEST_F(LiveShadowPlans, ListsThatLieOnADeviceNeedABaselineOfEdges) {
       "the plan's lists lie on the device, and the baseline's keys are not those of a window");
 }
 
-// Whose attention is of three queries for each head.
-TEST_F(LiveShadowPlans, RefusesDualChunkAttention) {
-  ModelSpec spec = model_.spec;
-  spec.dual_chunk = DualChunk{.chunk_size = 144, .local_size = 16};
-  plan_ = Resolve("{}", spec, KvDType::kF32);
-  const auto shadow =
-      LiveShadow::Create(&backend_, &plan_, Resolve("{}", spec, KvDType::kF32), 0.5);
-  EXPECT_EQ(shadow.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_FALSE(CapturedMass(&plan_, {&plan_}).available());
+// Whose attention is of three queries for each head, or three that a sum joins.
+TEST_F(LiveShadowPlans, RefusesAttentionInParts) {
+  ModelSpec dual_chunk = model_.spec;
+  dual_chunk.dual_chunk = DualChunk{.chunk_size = 144, .local_size = 16};
+  const ModelSpec gated = TinyModel({.nsa_blocks = 2, .nsa_window = 64}).spec;
+  for (const ModelSpec& spec : {dual_chunk, gated}) {
+    plan_ = Resolve("{}", spec, KvDType::kF32);
+    const auto shadow =
+        LiveShadow::Create(&backend_, &plan_, Resolve("{}", spec, KvDType::kF32), 0.5);
+    EXPECT_EQ(shadow.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_FALSE(CapturedMass(&plan_, {&plan_}).available());
+  }
 }
 
 // The samples of six steps of two sequences, and all logits.

@@ -289,6 +289,108 @@ TEST(RankedPattern, RefusesIndicesThatNobodyChooses) {
   EXPECT_TRUE(ResolveIndexed(R"({"layers": [{"layers": "3", "pattern": "dense"}]})").ok());
 }
 
+absl::StatusOr<SparsityPlan> ResolveGated(const std::string& plan_text) {
+  ModelSpec spec = Spec();
+  for (LayerSpec& layer : spec.layers) {
+    layer.attention.gates = Nsa::kParts;
+    layer.attention.native.nsa = {.block_counts = 16, .window = 512};
+  }
+  spec.layers[3].attention.native.nsa.window = 0;
+  const auto policy = SparsityPolicy::Parse(plan_text);
+  if (!policy.ok()) return policy.status();
+  return SparsityPlan::Resolve(*policy, spec, kernels::KvDType::kF16);
+}
+
+// A layer that sums attentions has segments of each, in order, which share its pages.
+TEST(RankedPattern, PartsOfALayerAreAPatternEach) {
+  const auto plan = ResolveGated("{}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->chunk_alignment, 1);
+  EXPECT_TRUE(plan->one_numerics_class);
+  EXPECT_FALSE(plan->one_softmax());
+  ASSERT_EQ(plan->groups.size(), 1u);
+  const CacheGroup& group = plan->groups[0];
+  EXPECT_EQ(group.name, "full_means");
+  EXPECT_TRUE(group.retention.keeps_all());
+  EXPECT_EQ(group.page_bytes, 4 * 2 * (2 * 64 * 64 * 2 + 4 * 64 * 2));
+  for (size_t l = 0; l < 4; ++l) {
+    const LayerPlan& layer = plan->layers[l];
+    EXPECT_EQ(layer.parts, 3);
+    EXPECT_EQ(layer.num_heads(), 8);
+    ASSERT_EQ(layer.segments.size(), 3u);
+    std::vector<std::string> names;
+    for (int32_t part = 0; part < 3; ++part) {
+      const HeadSegment& segment = layer.segments[static_cast<size_t>(part)];
+      EXPECT_EQ(segment.part, part);
+      EXPECT_EQ(segment.query.count, 8);
+      EXPECT_EQ(segment.kv.count, 2);
+      names.push_back(plan->patterns[static_cast<size_t>(segment.pattern)]->Describe());
+    }
+    EXPECT_THAT(names, ::testing::ElementsAre("nsa_compressed", "nsa_selected(16)",
+                                              l == 3 ? "nothing" : "window(512)"));
+  }
+  // The query at 9,999 reads 156 means, 15 blocks and 16 keys of its own, and a window.
+  EXPECT_EQ(plan->KeysSeen(0, 9999), 156);
+  EXPECT_EQ(plan->KeysSeen(1, 9999), 15 * 64 + 16);
+  EXPECT_NEAR(plan->Density(9999), (156 + 976 + 0.75 * 512) / 10'000, 1e-12);
+  EXPECT_EQ(plan->KeysSeen(0, 62), 0);
+  EXPECT_EQ(plan->KeysSeen(0, 63), 1);
+  // Some heads may choose otherwise.
+  const auto mixed = ResolveGated(
+      R"({"layers": [{"heads": "0-1", "pattern": "nsa", "block_counts": 8, "window_size": 64}]})");
+  ASSERT_TRUE(mixed.ok()) << mixed.status();
+  EXPECT_EQ(mixed->groups.size(), 1u);
+  // All heads share the compressed part; the others are cut behind head 1, and at the KV head.
+  ASSERT_EQ(mixed->layers[0].segments.size(), 7u);
+  EXPECT_EQ(mixed->layers[0].segments[0].query.count, 8);
+  EXPECT_EQ(mixed->layers[0].segments[1].part, 1);
+  EXPECT_EQ(mixed->layers[0].segments[1].query.count, 2);
+  EXPECT_EQ(mixed->layers[0].segments[3].query.count, 4);
+  EXPECT_NE(mixed->digest, plan->digest);
+}
+
+TEST(RankedPattern, RefusesOtherPatternsWhereALayerSumsAttentions) {
+  EXPECT_THAT(Refusal(R"("pattern": "nsa")"), HasSubstr("sums three attentions by gates"));
+  for (const char* pattern : {R"("dense")", R"("window", "window": 64)", R"("infllm_v2")"}) {
+    const auto plan = ResolveGated(StrCat(R"({"default": {"pattern": )", pattern, "}}"));
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(plan.status().message()), HasSubstr("choose native or nsa"));
+  }
+  for (const char* parameter : {R"("block_counts": 0)", R"("window_size": -1)", R"("topk": 3)"}) {
+    EXPECT_EQ(
+        ResolveGated(StrCat(R"({"default": {"pattern": "nsa", )", parameter, "}}")).status().code(),
+        absl::StatusCode::kInvalidArgument)
+        << parameter;
+  }
+}
+
+// Rows' lists of means are prefixes of one, whatever the runs.
+TEST(RankedPattern, MeansAreListedOnce) {
+  const auto plan = ResolveGated("{}");
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const SparsePattern& pattern = *plan->patterns[0];
+  EXPECT_TRUE(pattern.reads_means());
+  SelectionBuilder builder;
+  const QueryRun runs[] = {{.num_rows = 130, .first_position = 60},
+                           {.sequence = 1,
+                            .row_begin = 130,
+                            .num_rows = 1,
+                            .first_position = 5000,
+                            .numerics = NumericsClass::kGenerated}};
+  pattern.Select(runs, &builder);
+  ASSERT_EQ(builder.tiles.size(), 131u);
+  EXPECT_EQ(builder.entries.size(), 78u);
+  for (size_t t = 0; t < builder.tiles.size(); ++t) {
+    const int64_t i = builder.tiles[t].first_position;
+    EXPECT_EQ(builder.list_begin[t], 0);
+    EXPECT_EQ(builder.list_count[t], (i + 1) / 64);
+    for (const int64_t j : {int64_t{0}, i - i % 64 - 1, i - 64, i - 63, i}) {
+      EXPECT_EQ(pattern.Visible(0, i, j), j >= 0 && j / 64 < builder.list_count[t])
+          << i << " " << j;
+    }
+  }
+}
+
 // Every parameter changes the function, and so the digest.
 TEST(RankedPattern, TheDigestCoversEveryParameter) {
   std::set<std::string> digests;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "config/base/strings.h"
+
 namespace longstride::model {
 namespace {
 
@@ -71,6 +73,25 @@ void AddLearnedSparsity(const ModelSpec& spec, std::vector<Mutation>* out) {
     change_moba("MoBA off", [](Moba* p) { *p = {}; });
     change_moba("MoBA's blocks half as long", [](Moba* p) { p->chunk /= 2; });
     change_moba("MoBA's top-k + 1", [](Moba* p) { p->topk += 1; });
+  }
+  if (spec.layers[0].attention.gates > 0) {
+    for (const int step : {1, -1}) {
+      const char* more = step > 0 ? "+ 1" : "- 1";
+      out->push_back(Layers(StrCat("selected blocks ", more), [step](LayerSpec* l) {
+        l->attention.native.nsa.block_counts += step;
+      }));
+      out->push_back(Layers(StrCat("sliding window ", more),
+                            [step](LayerSpec* l) { l->attention.native.nsa.window += step; }));
+    }
+    out->push_back(Layers("gates turned over", [](LayerSpec* l) {
+      TensorView& gates = l->weights.attn_gates;
+      gates.data = gates.ptr<float>() + (gates.shape[0] - 1) * gates.strides[0];
+      gates.strides[0] = -gates.strides[0];
+    }));
+    out->push_back({"gates of another layer", [](ModelSpec* s) {
+                      std::swap(s->layers.front().weights.attn_gates,
+                                s->layers.back().weights.attn_gates);
+                    }});
   }
   if (spec.layers[0].attention.native.dsa.topk > 0) {
     out->push_back(Layers("indexer off", [](LayerSpec* l) { l->attention.native.dsa.topk = 0; }));

@@ -1,7 +1,7 @@
 // Every family against an implementation that is not ours (what no library computes on a CPU,
-// against a brute force from its paper: make_brute_force.py, make_dual_chunk.py): logits of tiny
-// random checkpoints, whole prompts, prompts in chunks and token by token, through the paged cache
-// with dead pages poisoned.
+// against a brute force from its paper: make_brute_force.py, make_dual_chunk.py, make_nsa.py):
+// logits of tiny random checkpoints, whole prompts, prompts in chunks and token by token, through
+// the paged cache with dead pages poisoned.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -117,6 +117,11 @@ const Checkpoint kCheckpoints[] = {
      {"top-k blocks + 1", "first blocks not forced", "window a block wider", "dense_len + 1",
       "sparse attention off", "residual scale dropped", "embedding scale dropped",
       "logit scale dropped", "short and long rope swapped", "rope attention factor dropped"}},
+    {"nsa",
+     "",
+     "nsa",
+     {"selected blocks + 1", "selected blocks - 1", "sliding window + 1", "sliding window - 1",
+      "gates turned over", "gates of another layer", "query bias dropped"}},
     {"moba", "", "llama", {"MoBA off", "MoBA's blocks half as long", "MoBA's top-k + 1"}},
 };
 
@@ -220,7 +225,7 @@ TEST_P(FamilyParity, CpuBackendGivesTheGoldenLogits) {
 TEST_P(FamilyParity, CudaBackendGivesTheGoldenLogits) {
   const auto backend = kernels::MakeBackend(BackendKind::kCuda, {});
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
-  if (spec_.layers[0].attention.indexer.num_heads > 0) {
+  if (spec_.layers[0].attention.indexer.num_heads > 0 || spec_.layers[0].attention.gates > 0) {
     PagedRunner runner(&spec_, "{}", BackendKind::kCuda);
     const absl::Status status = runner.Step({{.tokens = golden_[0].tokens, .num_logits = 1}});
     EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
@@ -236,6 +241,7 @@ class SelectedBlocks : public AttentionObserver {
       : masks_(*masks), heads_(heads), length_(length) {}
   void OnAttention(const AttentionCall& call) override {
     const kernels::KvSelection& s = call.params->selection;
+    if (!s.entries_made) return;  // another part of the layer's attention
     for (int64_t h = 0; h < call.segment->query.count; ++h) {
       const int64_t list_head = h * s.num_list_heads / call.segment->query.count;
       for (int32_t t = 0; t < s.num_tiles; ++t) {

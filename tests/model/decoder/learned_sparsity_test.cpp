@@ -1,6 +1,6 @@
-// Layers whose indexer chooses tokens, on tiny checkpoints, in every way that a sequence may be
-// computed and with every type of cache: the same bits. That they are the right ones: the parity
-// tests.
+// Layers whose indexer chooses tokens, or that sum several attentions (NSA), on tiny checkpoints,
+// in every way that a sequence may be computed and with every type of cache: the same bits. That
+// they are the right ones: the parity tests.
 #include <algorithm>
 #include <set>
 #include <string>
@@ -21,7 +21,7 @@ using kernels::BackendKind;
 using kernels::KvDType;
 
 constexpr auto kGenerated = NumericsClass::kGenerated;
-constexpr size_t kPrompt = 210, kAll = 230;  // of which a query reads 21
+constexpr size_t kPrompt = 210, kAll = 230;  // of which a query reads 21, or (NSA) 3 blocks of 4
 
 struct Checkpoint {
   std::unique_ptr<WeightsFile> file;
@@ -40,7 +40,7 @@ struct Checkpoint {
 
 using Parameters = std::tuple<std::string, BackendKind, KvDType>;
 
-class IndexerTest : public ::testing::TestWithParam<Parameters> {
+class LearnedSparsityTest : public ::testing::TestWithParam<Parameters> {
  protected:
   std::unique_ptr<PagedRunner> NewRunner(int num_threads = 1) {
     const auto& [name, kind, dtype] = GetParam();
@@ -62,7 +62,7 @@ class IndexerTest : public ::testing::TestWithParam<Parameters> {
   const std::vector<int32_t> tokens_ = RandomTokens(kAll, model_.spec.vocab_size, 29);
 };
 
-TEST_P(IndexerTest, HowItIsComputedDoesNotChangeBits) {
+TEST_P(LearnedSparsityTest, HowItIsComputedDoesNotChangeBits) {
   const auto runner = NewRunner();
   EXPECT_EQ(runner->plan().chunk_alignment, 1);
   EXPECT_TRUE(runner->plan().one_numerics_class);
@@ -88,7 +88,7 @@ TEST_P(IndexerTest, HowItIsComputedDoesNotChangeBits) {
   }
 }
 
-TEST_P(IndexerTest, CompanyAndUnwantedRowsDoNotChangeBits) {
+TEST_P(LearnedSparsityTest, CompanyAndUnwantedRowsDoNotChangeBits) {
   const auto single = NewRunner();
   const FloatRows want = Compute(single.get(), 0, 0, kPrompt);
   const auto busy = NewRunner(/*num_threads=*/2);
@@ -112,20 +112,25 @@ TEST_P(IndexerTest, CompanyAndUnwantedRowsDoNotChangeBits) {
   }
 }
 
-TEST_P(IndexerTest, CountsTheKeysThatAreRead) {
+TEST_P(LearnedSparsityTest, CountsTheKeysThatAreRead) {
   const auto runner = NewRunner();
   const std::vector<Piece> prompt = {
       {.sequence = 0, .tokens = tokens_, .num_logits = static_cast<int32_t>(kAll)}};
   ASSERT_TRUE(runner->Step(prompt).ok());
-  ASSERT_EQ(runner->counters.size(), 1u);
+  ASSERT_EQ(runner->counters.size(), runner->plan().patterns.size());
   const int64_t heads = 4 * std::ssize(model_.spec.layers);
-  const int64_t topk = model_.spec.layers[0].attention.native.dsa.topk;
-  int64_t visible = 0;
-  for (int64_t i = 0; i < static_cast<int64_t>(kAll); ++i) visible += std::min(topk, i + 1);
-  EXPECT_EQ(runner->counters[0].keys_visible, heads * visible);
-  EXPECT_GE(runner->counters[0].keys_read, heads * visible);  // the cpu backend scores 16 at once
-  EXPECT_LT(runner->counters[0].keys_read, 2 * heads * visible);
-  EXPECT_EQ(runner->counters[0].keys_total, heads * static_cast<int64_t>(kAll * (kAll + 1) / 2));
+  int64_t total = 0;
+  for (const PatternCounters& counters : runner->counters) {
+    const SparsePattern& pattern = *runner->plan().patterns[static_cast<size_t>(counters.pattern)];
+    double visible = 0;
+    for (size_t i = 0; i < kAll; ++i) visible += pattern.VisibleKeys(static_cast<int64_t>(i));
+    EXPECT_EQ(static_cast<double>(counters.keys_visible), static_cast<double>(heads) * visible);
+    EXPECT_GE(counters.keys_read, counters.keys_visible);
+    // The cpu backend scores 16 at once, of means too.
+    EXPECT_LT(counters.keys_read, 2 * counters.keys_visible + heads * int64_t{16 * kAll});
+    total += counters.keys_total;
+  }
+  EXPECT_EQ(total, heads * static_cast<int64_t>(kAll * (kAll + 1) / 2));
 }
 
 std::string TestName(const ::testing::TestParamInfo<Parameters>& info) {
@@ -134,15 +139,15 @@ std::string TestName(const ::testing::TestParamInfo<Parameters>& info) {
                 kernels::KvDTypeName(dtype));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, IndexerTest,
-                         ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa"),
+INSTANTIATE_TEST_SUITE_P(Cpu, LearnedSparsityTest,
+                         ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa", "nsa"),
                                             ::testing::Values(BackendKind::kCpu),
                                             ::testing::Values(KvDType::kF32, KvDType::kF16,
                                                               KvDType::kBF16, KvDType::kQ8,
                                                               KvDType::kFp8)),
                          TestName);
-INSTANTIATE_TEST_SUITE_P(Reference, IndexerTest,
-                         ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa"),
+INSTANTIATE_TEST_SUITE_P(Reference, LearnedSparsityTest,
+                         ::testing::Combine(::testing::Values("deepseek_v32", "glm_moe_dsa", "nsa"),
                                             ::testing::Values(BackendKind::kReference),
                                             ::testing::Values(KvDType::kF32)),
                          TestName);
@@ -153,27 +158,30 @@ class PaddedReference : public kernels::ReferenceBackend {
   bool repeats_steps() const override { return true; }
 };
 
-TEST(Indexer, PaddingChangesNoBits) {
-  for (const char* name : {"deepseek_v32", "glm_moe_dsa"}) {
+TEST(LearnedSparsity, PaddingChangesNoBits) {
+  for (const char* name : {"deepseek_v32", "glm_moe_dsa", "nsa"}) {
     const Checkpoint model(name);
     PagedRunner plain(&model.spec, "{}");
     PagedRunner padded(&model.spec, "{}", std::make_unique<PaddedReference>(), KvDType::kF32);
     for (PagedRunner* runner : {&plain, &padded}) {
       for (int s = 0; s < 3; ++s) {
-        runner->Prefill(s, RandomTokens(10 + 40 * static_cast<size_t>(s), 96, 7 + s), 512);
+        runner->Prefill(
+            s, RandomTokens(10 + 90 * static_cast<size_t>(s), model.spec.vocab_size, 7 + s), 512);
       }
     }
     for (int32_t step = 0; step < 8; ++step) {
       std::vector<Piece> pieces;
       for (int s = 0; s < 3; ++s) {
         pieces.push_back(
-            {.sequence = s, .tokens = {10 * s + step}, .num_logits = 1, .numerics = kGenerated});
+            {.sequence = s, .tokens = {8 * s + step}, .num_logits = 1, .numerics = kGenerated});
       }
       ASSERT_TRUE(plain.Step(pieces).ok());
       ASSERT_TRUE(padded.Step(pieces).ok());
       EXPECT_EQ(padded.repeatable, kernels::StepRun::kLaunched);
       EXPECT_TRUE(plain.logits == padded.logits);
-      EXPECT_EQ(plain.counters[0].keys_visible, padded.counters[0].keys_visible);
+      for (size_t p = 0; p < plain.counters.size(); ++p) {
+        EXPECT_EQ(plain.counters[p].keys_visible, padded.counters[p].keys_visible);
+      }
     }
   }
 }
@@ -192,6 +200,25 @@ TEST(Indexer, ALargeNumberOfTokensIsDense) {
   const FloatRows fewer = less.Prefill(0, tokens, 512);
   EXPECT_TRUE(std::equal(want.begin(), want.end() - 1, fewer.begin()));
   EXPECT_FALSE(fewer.back() == want.back());
+}
+
+// Heads of a layer that sums attentions may read other numbers of blocks and keys.
+TEST(Nsa, HeadsMayReadOtherNumbers) {
+  const Checkpoint model("nsa");
+  const std::vector<int32_t> tokens = RandomTokens(320, model.spec.vocab_size, 4);
+  for (const BackendKind kind : {BackendKind::kReference, BackendKind::kCpu}) {
+    PagedRunner native(&model.spec, "{}", kind);
+    const FloatRows want = native.Prefill(0, tokens, 512);
+    const auto rule = [](const std::string& numbers) {
+      return StrCat(R"({"layers": [{"heads": "1-2", "pattern": "nsa")", numbers, "}]}");
+    };
+    PagedRunner same(&model.spec, rule(R"(, "block_counts": 3, "window_size": 100)"), kind);
+    EXPECT_TRUE(same.Prefill(0, tokens, 512) == want);
+    PagedRunner other(&model.spec, rule(R"(, "block_counts": 2, "window_size": 0)"), kind);
+    const FloatRows whole = other.Prefill(0, tokens, 512);
+    EXPECT_TRUE(other.Prefill(1, tokens, 13) == whole);
+    EXPECT_FALSE(whole.back() == want.back());
+  }
 }
 
 // Some heads may be served densely; the others' set stays what it was.
