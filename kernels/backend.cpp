@@ -436,13 +436,16 @@ absl::Status Backend::SelectTokens(const SelectTokensParams& p) {
 
 absl::Status Backend::GatedActivation(const GatedActivationParams& p) {
   ShapeCheck check("GatedActivation", device());
-  check.Activation("gate", p.gate, {"rows", "dim"})
-      .Activation("up", p.up, {"rows", "dim"})
-      .Activation("out", p.out, {"rows", "dim"})
-      .That(p.up.dtype == p.gate.dtype, "a gate and an up of one type",
-            static_cast<int64_t>(p.up.dtype))
-      .That(p.gate.dtype == DType::kF32 || p.out.dtype == p.gate.dtype,
-            "a result of the gate's type or float32 inputs", static_cast<int64_t>(p.out.dtype));
+  check.Activation("gate", p.gate, {"rows", "dim"}).Activation("out", p.out, {"rows", "dim"});
+  if (p.up.data != nullptr) {
+    check.Activation("up", p.up, {"rows", "dim"})
+        .That(p.up.dtype == p.gate.dtype, "a gate and an up of one type",
+              static_cast<int64_t>(p.up.dtype));
+  } else {
+    check.That(p.activation != Activation::kSwigluOai, "an up for this activation", 0);
+  }
+  check.That(p.gate.dtype == DType::kF32 || p.out.dtype == p.gate.dtype,
+             "a result of the gate's type or float32 inputs", static_cast<int64_t>(p.out.dtype));
   RETURN_IF_ERROR(check.status());
   return DoGatedActivation(p);
 }

@@ -58,9 +58,10 @@ Sight::Sight(const EdgeRule& e, int64_t i, int64_t kv_len) {
   low = e.chunk == 0 ? 0 : i / e.chunk * e.chunk;
   high = e.causal ? std::min(i, kv_len - 1) : kv_len - 1;
   if (e.chunk != 0) high = std::min(high, low + e.chunk - 1);
-  window = e.window == 0 ? low : std::max(low, i - e.window + 1);
-  window_end = e.window == 0 ? high : std::min(high, i + e.window - 1);
-  sinks_end = e.window == 0 ? -1 : e.sink_tokens - int64_t{1};
+  const bool all = e.window == 0 || (!e.causal && i < e.sink_tokens);
+  window = all ? low : std::max(low, i - e.window + 1);
+  window_end = all ? high : std::min(high, i + e.window - 1);
+  sinks_end = all ? -1 : e.sink_tokens - int64_t{1};
 }
 
 int64_t Sight::Sees(int64_t first, int64_t last) const {

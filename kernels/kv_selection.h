@@ -19,10 +19,12 @@
 namespace longstride::kernels {
 
 // allowed(i, j) = (!causal || j <= i)
-//              && (window == 0 || |i - j| < window || j < sink_tokens)
+//              && (window == 0 || |i - j| < window || j < sink_tokens
+//                  || (!causal && i < sink_tokens))
 //              && (chunk == 0 || floor(j / chunk) == floor(i / chunk))
 // window counts the query itself (Hugging Face's convention): window 1 sees only itself. Without
-// `causal` it reaches as far ahead as back: 2 * window - 1 keys (docs/decisions/0010).
+// `causal` it reaches as far ahead as back, 2 * window - 1 keys, and the first sink_tokens are
+// global: every query reads them, and they read everything (docs/decisions/0010).
 struct EdgeRule {
   int32_t causal = 1;
   int32_t window = 0;
@@ -81,7 +83,8 @@ struct KvSelection {
 
 constexpr bool EdgeAllows(const EdgeRule& r, int64_t i, int64_t j) {
   const bool in_window = j > i - r.window && j < i + r.window;
-  return (!r.causal || j <= i) && (r.window == 0 || in_window || j < r.sink_tokens) &&
+  const bool global = j < r.sink_tokens || (!r.causal && i < r.sink_tokens);
+  return (!r.causal || j <= i) && (r.window == 0 || in_window || global) &&
          (r.chunk == 0 || j / r.chunk == i / r.chunk);
 }
 

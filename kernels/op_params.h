@@ -313,11 +313,12 @@ enum class Activation : uint8_t {
                // g)
 };
 
-// out = activation(gate) * up, elementwise (kSwigluOai as above); in place of the gate allowed where both
-// have one type. Float32 inside.
+// out = activation(gate) * up, elementwise (kSwigluOai as above); in place of the gate allowed
+// where both have one type. Without an up: activation(gate), but for kSwigluOai, which needs one.
+// Float32 inside.
 struct GatedActivationParams {
   TensorView gate = {};  // [rows, dim]
-  TensorView up = {};    // [rows, dim]
+  TensorView up = {};    // [rows, dim], or data == nullptr
   Activation activation = Activation::kSilu;
   float limit = 7.0f;
   TensorView out = {};  // [rows, dim]

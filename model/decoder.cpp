@@ -63,6 +63,7 @@ absl::Status DecoderImpl::RunLayer(size_t l) {
   RETURN_IF_ERROR(Norm(x_, views.attn_norm, views.attn_norm_bias, type, &h_));
   const bool latent = layer.attention.is_latent();
   TensorView query;
+  if (w.global_q != nullptr) RETURN_IF_ERROR(AttendGlobal(l));
   RETURN_IF_ERROR(latent ? ProjectLatent(l, &query) : Project(l, &query));
   RETURN_IF_ERROR(RankPages(l, query));
   if (l + 1 == spec_->layers.size()) RETURN_IF_ERROR(KeepWantedRows(&query));
@@ -71,8 +72,10 @@ absl::Status DecoderImpl::RunLayer(size_t l) {
   TensorView attended =
       Rows(work_.attended, query.shape[1], narrow ? w.o->input_type() : kernels::DType::kF32);
   RETURN_IF_ERROR(Attend(l, query, attended));
+  if (w.global_q != nullptr) RETURN_IF_ERROR(PlaceGlobal(attended));
   if (latent) RETURN_IF_ERROR(ExpandValues(l, &attended));
-  RETURN_IF_ERROR(AddProjected(attended, w.o.get(), views.bo, views.post_attn_norm));
+  RETURN_IF_ERROR(AddProjected(attended, w.o.get(), views.bo,
+                               {views.post_attn_norm, views.post_attn_norm_bias}));
   if (!spec_->parallel_block) {
     RETURN_IF_ERROR(Norm(x_, views.mlp_norm, views.mlp_norm_bias,
                          mixture ? kernels::DType::kF32 : w.gate_up->input_type(), &h_));
@@ -89,6 +92,12 @@ absl::Status DecoderImpl::Embed() {
                                        .ids = layout_.token_ids.data(),
                                        .scale = spec_->embedding_scale,
                                        .out = x_}));
+  if (spec_->position_embedding.data != nullptr) {
+    const TensorView positions = Rows(work_.branch, spec_->dim);
+    RETURN_IF_ERROR(backend_->Embedding(
+        {.table = spec_->position_embedding, .ids = layout_.positions.data(), .out = positions}));
+    RETURN_IF_ERROR(backend_->Add({.x = x_, .y = positions, .out = x_}));
+  }
   if (spec_->embedding_norm.data == nullptr) return absl::OkStatus();
   return NormInto(x_, spec_->embedding_norm, spec_->embedding_norm_bias, x_);
 }
@@ -162,18 +171,20 @@ absl::StatusOr<std::span<const kernels::SampleResult>> DecoderImpl::Choose(
 // query-dependent patterns say where their lists will lie.
 absl::Status DecoderImpl::SelectKeys() {
   Timed timed(&times_->selection_ns);
+  if (global_) global_->SetRuns(layout_);
   for (size_t p = 0; p < plan_->patterns.size(); ++p) {
     const SparsePattern& pattern = *plan_->patterns[p];
     selections_[p].Clear();
     last_selections_[p].Clear();
     if (layout_.all_wanted() || used_before_last_[p] || pattern.ranking() != nullptr) {
-      pattern.Select(layout_.runs, &selections_[p]);
+      pattern.Select(AttendedRuns(false), &selections_[p]);
       if (layout_.padded && pattern.ranking() == nullptr) selections_[p].Pad(layout_.num_rows);
     }
     if (!layout_.all_wanted() && used_in_last_[p] && pattern.ranking() == nullptr) {
-      pattern.Select(layout_.wanted_runs, &last_selections_[p]);
+      pattern.Select(AttendedRuns(true), &last_selections_[p]);
     }
   }
+  if (global_) global_->Select(*plan_);
   if (dual_chunk_) {
     dual_chunk_->SetPositions(layout_);
     dual_chunk_->Cut(selections_, last_selections_);
@@ -304,6 +315,10 @@ void DecoderImpl::NameArrays() {
     if (!layout_.all_wanted() && used_in_last_[p]) name_selection(last_selections_[p]);
   }
   if (dual_chunk_) dual_chunk_->ForArrays(layout_.all_wanted(), name);
+  if (global_) {
+    name(global_->rows());
+    for (size_t p = 0; p < plan_->patterns.size(); ++p) name_selection(global_->selection(p));
+  }
   for (const RankedSelection& ranked : ranked_) ranked.ForArrays(name);
   if (!layout_.all_wanted()) {
     for (const RankedSelection& ranked : last_ranked_) ranked.ForArrays(name);

@@ -260,10 +260,68 @@ absl::Status DecoderImpl::MergeParts(size_t l, int num_parts, const TensorView& 
   return absl::OkStatus();
 }
 
-absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part,
-                                     const TensorView& out, float* lse) {
+kernels::AttentionParams DecoderImpl::AttentionOf(size_t l, const HeadSegment& segment,
+                                                  const TensorView& query,
+                                                  const kernels::KvSelection& selection,
+                                                  const TensorView& out) {
   const AttentionSpec& a = spec_->layers[l].attention;
   const TensorView& sinks = spec_->layers[l].weights.sinks;
+  const auto g = static_cast<size_t>(segment.group);
+  const int64_t first = int64_t{segment.query.first} * a.head_dim;
+  const bool means = plan_->patterns[static_cast<size_t>(segment.pattern)]->reads_means();
+  const kernels::PagedKv cache =
+      HeadsOf(CacheOf(l, segment.group), segment.kv.first - cache_->groups()[g].first_kv_head,
+              segment.kv.count);
+  return {.q = Heads(query, first, segment.query.count, a.head_dim),
+          .cache = means ? kernels::MeansOf(cache) : cache,
+          .page_table = page_tables_[g],
+          .kv_lens = (means ? whole_pages_ : layout_.kv_lens).data(),
+          .generated = layout_.generated.data(),
+          .selection = selection,
+          .scale = a.scale,
+          .softcap = a.softcap,
+          .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
+          .out = Heads(out, first, segment.query.count, a.head_dim),
+          .value_dim = a.latent.kv_rank,
+          .counters = &keys_[static_cast<size_t>(segment.pattern)]};
+}
+
+absl::Status DecoderImpl::AttendGlobal(size_t l) {
+  if (global_->rows().empty()) return absl::OkStatus();
+  const LayerSpec& layer = spec_->layers[l];
+  const PreparedLayer& w = resident_->weights.layers[l];
+  const int64_t kv_width = w.global_kv->rows() / 2;
+  const TensorView kv = Rows(work_.qkv, 2 * kv_width);
+  RETURN_IF_ERROR(Linear(h_, w.global_kv.get(), w.global_kv_bias, kv));
+  RETURN_IF_ERROR(WriteKv(l, Columns(kv, 0, kv_width), Columns(kv, kv_width, kv_width)));
+  TensorView input = h_;
+  RETURN_IF_ERROR(Gather(&input, global_->rows(), work_.global_input));
+  const TensorView query = MatrixIn(work_.global_query, input.shape[0], w.global_q->rows());
+  RETURN_IF_ERROR(Linear(input, w.global_q.get(), layer.weights.global_bq, query));
+  const TensorView out = MatrixIn(work_.global_attended, query.shape[0], query.shape[1]);
+  Timed timed(&times_->attention_ns);
+  for (const HeadSegment& segment : plan_->layers[l].segments) {
+    const auto p = static_cast<size_t>(segment.pattern);
+    RETURN_IF_ERROR(
+        backend_->Attention(AttentionOf(l, segment, query, global_->selection(p).View(), out)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::PlaceGlobal(const TensorView& attended) {
+  Timed timed(&times_->other_ns);
+  for (const GlobalRows::Place& place : global_->places(last_)) {
+    const TensorView from =
+        MatrixIn(work_.global_attended, std::ssize(global_->rows()), attended.shape[1]);
+    RETURN_IF_ERROR(backend_->GatherRows({.x = RowRange(from, place.from, place.count),
+                                          .rows = global_->ascending().data(),
+                                          .out = RowRange(attended, place.to, place.count)}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part,
+                                     const TensorView& out, float* lse) {
   const std::vector<SelectionBuilder>& selections = last_ ? last_selections_ : selections_;
   const LayerPlan& layer = plan_->layers[l];
   const auto* entries = page_lists_.as<int32_t>();
@@ -280,28 +338,10 @@ absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part
           dual_chunk_ ? dual_chunk_->View(selections[p], p, part, last_) : selections[p].View();
     }
     if (!dual_chunk_ && segment.part != part) continue;
-    const bool means = plan_->patterns[p]->reads_means();
-    const auto g = static_cast<size_t>(segment.group);
-    const CacheGroup& group = cache_->groups()[g];
-    const int64_t first = int64_t{segment.query.first} * a.head_dim;
-    kernels::AttentionCounters& counters = keys_[static_cast<size_t>(segment.pattern)];
+    const kernels::AttentionCounters& counters = keys_[static_cast<size_t>(segment.pattern)];
     const kernels::AttentionCounters before = counters;
-    const kernels::PagedKv cache = HeadsOf(
-        CacheOf(l, segment.group), segment.kv.first - group.first_kv_head, segment.kv.count);
-    const kernels::AttentionParams params = {
-        .q = Heads(query, first, segment.query.count, a.head_dim),
-        .cache = means ? kernels::MeansOf(cache) : cache,
-        .page_table = page_tables_[g],
-        .kv_lens = (means ? whole_pages_ : layout_.kv_lens).data(),
-        .generated = layout_.generated.data(),
-        .selection = selection,
-        .scale = a.scale,
-        .softcap = a.softcap,
-        .sinks = sinks.data == nullptr ? nullptr : sinks.ptr<float>() + segment.query.first,
-        .out = Heads(out, first, segment.query.count, a.head_dim),
-        .lse = lse == nullptr ? nullptr : lse + int64_t{rows_} * segment.query.first,
-        .value_dim = a.latent.kv_rank,
-        .counters = &counters};
+    kernels::AttentionParams params = AttentionOf(l, segment, query, selection, out);
+    if (lse != nullptr) params.lse = lse + int64_t{rows_} * segment.query.first;
     RETURN_IF_ERROR(backend_->Attention(params));
     PatternCounters& total = (*counters_)[static_cast<size_t>(segment.pattern)];
     // Counted once, whatever the parts.
@@ -313,7 +353,7 @@ absl::Status DecoderImpl::AttendPart(size_t l, const TensorView& query, int part
       observer_->OnAttention({.layer = static_cast<int32_t>(l),
                               .segment = &segment,
                               .params = &params,
-                              .runs = last_ ? layout_.wanted_runs : layout_.runs,
+                              .runs = AttendedRuns(last_),
                               .keys_total = keys_total,
                               .counters = {counters.keys_visible - before.keys_visible,
                                            counters.keys_read - before.keys_read}});

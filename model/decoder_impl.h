@@ -15,6 +15,7 @@
 #include "model/decoder_weights.h"
 #include "model/device_choices.h"
 #include "model/dual_chunk_step.h"
+#include "model/global_rows.h"
 #include "model/ranked_selection.h"
 #include "model/step_layout.h"
 
@@ -102,6 +103,9 @@ class DecoderImpl : public Decoder {
     kernels::Buffer latent_query, unabsorbed;
     // An indexer's queries; its keys and, behind them, the weights of its heads.
     kernels::Buffer index_query, index_keys;
+    // Global tokens that are projected apart: what their branch reads, their queries and what these
+    // attended.
+    kernels::Buffer global_input, global_query, global_attended;
     // The rows kept behind the last layer's keys and values, and the outputs: touched when used.
     kernels::Buffer last_stream, last_normed, last_query, hidden, logits;
     // Of attention in parts: their outputs and, where they are of one softmax, log-sum-exps, one
@@ -171,6 +175,23 @@ class DecoderImpl : public Decoder {
   TensorView PartOut(int part, int64_t width) const;
   float* PartLse(int part, int64_t heads) const;
 
+  // Rows that a layer attends together: of the step or its wanted ones, without global tokens that
+  // are projected apart.
+  const std::vector<QueryRun>& AttendedRuns(bool wanted) const {
+    if (global_) return wanted ? global_->local_wanted_runs() : global_->local_runs();
+    return wanted ? layout_.wanted_runs : layout_.runs;
+  }
+  // One segment's call over all of its keys.
+  kernels::AttentionParams AttentionOf(size_t l, const HeadSegment& segment,
+                                       const TensorView& query,
+                                       const kernels::KvSelection& selection,
+                                       const TensorView& out);
+  // Attends the global tokens of h_ in projections of their own; then puts what they attended into
+  // the rows of `attended`. What they read is in the cache's pages until the others' keys are
+  // written there.
+  absl::Status AttendGlobal(size_t l);
+  absl::Status PlaceGlobal(const TensorView& attended);
+
   // Latent attention (decoder_latent.cpp): Project's other form; from what was attended in the
   // latents' space to the heads' values [rows, heads * value_dim].
   absl::Status ProjectLatent(size_t l, TensorView* query);
@@ -188,9 +209,15 @@ class DecoderImpl : public Decoder {
                         const TensorView& out);
   absl::Status Linear(const TensorView& x, const kernels::LinearWeight* weight,
                       const TensorView& bias, const TensorView& out, bool accumulate = false);
+  struct PostNorm {
+    const TensorView& weight;
+    const TensorView& bias;
+  };
   absl::Status AddProjected(const TensorView& input, const kernels::LinearWeight* weight,
-                            const TensorView& bias, const TensorView& post_norm);
-  absl::Status AddBranch(const TensorView& branch, const TensorView& post_norm);
+                            const TensorView& bias, const PostNorm& norm);
+  absl::Status AddBranch(const TensorView& branch, const PostNorm& norm);
+  // The residual stream after a branch, with norm_sums.
+  absl::Status NormSum(const PostNorm& norm);
   absl::StatusOr<TensorView> Activated(const LayerSpec& layer, const PreparedLayer& w);
   absl::Status AddMlp(const LayerSpec& layer, const PreparedLayer& w);
   absl::Status AddExperts(const LayerSpec& layer, const PreparedLayer& w);
@@ -225,6 +252,7 @@ class DecoderImpl : public Decoder {
   kernels::Buffer page_lists_;                      // of one layer
   std::optional<DualChunkStep> dual_chunk_;         // where the model has it
   bool reads_means_ = false;                        // some pattern
+  std::optional<GlobalRows> global_;                // where global tokens are projected apart
 
   // The step being computed.
   StepLayout layout_;

@@ -40,42 +40,59 @@ absl::Status DecoderImpl::Linear(const TensorView& x, const LinearWeight* weight
       {.x = x, .weight = weight, .bias = bias, .accumulate = accumulate, .out = out});
 }
 
-// x += residual_scale * norm(input * weight^T + bias); straight into x where nothing is between.
+// x += residual_scale * norm(input * weight^T + bias), or with norm_sums x = norm(x + ...);
+// straight into x where nothing is between.
 absl::Status DecoderImpl::AddProjected(const TensorView& input, const LinearWeight* weight,
-                                       const TensorView& bias, const TensorView& post_norm) {
-  if (post_norm.data == nullptr && spec_->residual_scale == 1.0f) {
-    return Linear(input, weight, bias, x_, /*accumulate=*/true);
+                                       const TensorView& bias, const PostNorm& norm) {
+  const bool straight = norm.weight.data == nullptr || spec_->norm_sums;
+  if (straight && spec_->residual_scale == 1.0f) {
+    RETURN_IF_ERROR(Linear(input, weight, bias, x_, /*accumulate=*/true));
+    return NormSum(norm);
   }
   const TensorView branch = Rows(work_.branch, spec_->dim);
   RETURN_IF_ERROR(Linear(input, weight, bias, branch));
-  return AddBranch(branch, post_norm);
+  return AddBranch(branch, norm);
 }
 
-absl::Status DecoderImpl::AddBranch(const TensorView& branch, const TensorView& post_norm) {
-  if (post_norm.data != nullptr) RETURN_IF_ERROR(NormInto(branch, post_norm, {}, branch));
-  Timed timed(&times_->other_ns);
-  return backend_->Add({.x = x_, .y = branch, .a = 1.0f, .b = spec_->residual_scale, .out = x_});
+absl::Status DecoderImpl::AddBranch(const TensorView& branch, const PostNorm& norm) {
+  if (norm.weight.data != nullptr && !spec_->norm_sums) {
+    RETURN_IF_ERROR(NormInto(branch, norm.weight, norm.bias, branch));
+  }
+  {
+    Timed timed(&times_->other_ns);
+    RETURN_IF_ERROR(
+        backend_->Add({.x = x_, .y = branch, .a = 1.0f, .b = spec_->residual_scale, .out = x_}));
+  }
+  return NormSum(norm);
 }
 
-// activation(gate(h)) * up(h), in place of the gate, in the type that the next product takes.
+absl::Status DecoderImpl::NormSum(const PostNorm& norm) {
+  if (norm.weight.data == nullptr || !spec_->norm_sums) return absl::OkStatus();
+  return NormInto(x_, norm.weight, norm.bias, x_);
+}
+
+// activation(gate(h)) * up(h), or without the up, in place of the gate, in the type that the next
+// product takes.
 absl::StatusOr<TensorView> DecoderImpl::Activated(const LayerSpec& layer, const PreparedLayer& w) {
   const int64_t ffn = w.down->cols();
-  const TensorView gate_up = Rows(work_.gate_up, 2 * ffn, w.down->input_type());
+  const bool gated = layer.weights.up.data != nullptr;
+  const TensorView gate_up = Rows(work_.gate_up, w.gate_up->rows(), w.down->input_type());
   RETURN_IF_ERROR(Linear(h_, w.gate_up.get(), w.gate_up_bias, gate_up));
   Timed timed(&times_->other_ns);
   const TensorView gate = Columns(gate_up, 0, ffn);
-  RETURN_IF_ERROR(backend_->GatedActivation({.gate = gate,
-                                             .up = Columns(gate_up, ffn, ffn),
-                                             .activation = layer.mlp.activation,
-                                             .limit = layer.mlp.activation_limit,
-                                             .out = gate}));
+  RETURN_IF_ERROR(
+      backend_->GatedActivation({.gate = gate,
+                                 .up = gated ? Columns(gate_up, ffn, ffn) : TensorView(),
+                                 .activation = layer.mlp.activation,
+                                 .limit = layer.mlp.activation_limit,
+                                 .out = gate}));
   return gate;
 }
 
 absl::Status DecoderImpl::AddMlp(const LayerSpec& layer, const PreparedLayer& w) {
   ASSIGN_OR_RETURN(const TensorView activated, Activated(layer, w));
   return AddProjected(activated, w.down.get(), layer.weights.down_bias,
-                      layer.weights.post_mlp_norm);
+                      {layer.weights.post_mlp_norm, layer.weights.post_mlp_norm_bias});
 }
 
 absl::Status DecoderImpl::AddExperts(const LayerSpec& layer, const PreparedLayer& w) {
@@ -106,7 +123,7 @@ absl::Status DecoderImpl::AddExperts(const LayerSpec& layer, const PreparedLayer
                                    .accumulate = shared,
                                    .out = branch}));
   }
-  return AddBranch(branch, layer.weights.post_mlp_norm);
+  return AddBranch(branch, {layer.weights.post_mlp_norm, layer.weights.post_mlp_norm_bias});
 }
 
 absl::Status DecoderImpl::Gather(TensorView* x, const std::vector<int32_t>& rows,

@@ -63,9 +63,11 @@ int32_t MaxLogitsRows(const ModelSpec& spec, int32_t max_step_tokens) {
 
 int64_t WorkspaceBytes(const ModelSpec& spec, int32_t max_step_tokens) {
   const Widths w(spec);
+  const int64_t of_globals = GlobalTokens(spec) > 0 ? w.dim + 2 * w.heads : 0;
   const int64_t of_parts = w.parts * w.heads + w.merged_parts * w.num_heads + w.gates;
   const int64_t of_all_rows = 6 * w.dim + w.qkv + 2 * w.heads + w.latent_heads + w.unabsorbed +
-                              w.index_query + w.index_keys + w.gate_up + w.experts + of_parts;
+                              w.index_query + w.index_keys + w.gate_up + w.experts + of_parts +
+                              of_globals;
   return int64_t{sizeof(float)} *
          (max_step_tokens * of_all_rows +
           int64_t{MaxLogitsRows(spec, max_step_tokens)} * spec.vocab_size);
@@ -137,6 +139,7 @@ absl::Status DecoderImpl::InitStep() {
   reads_means_ = std::any_of(plan_->patterns.begin(), plan_->patterns.end(),
                              [](const auto& pattern) { return pattern->reads_means(); });
   if (spec_->dual_chunk) dual_chunk_.emplace(*spec_->dual_chunk);
+  if (const int32_t tokens = GlobalTokens(*spec_); tokens > 0) global_.emplace(tokens);
   return AllocateWorkspace();
 }
 
@@ -186,14 +189,22 @@ absl::Status DecoderImpl::CheckSpec() const {
   }
   LS_CHECK_EQ(plan_->layers.size(), spec_->layers.size());
   LS_CHECK_EQ(plan_->groups.size(), cache_->groups().size());
-  if (spec_->output_norm.data == nullptr) {
+  if (spec_->output_norm.data == nullptr && !spec_->norm_sums) {
     return absl::InvalidArgumentError("the checkpoint has no output norm.");
+  }
+  const TensorView& positions = spec_->position_embedding;
+  if (positions.data != nullptr && plan_->max_context > positions.shape[0]) {
+    return absl::InvalidArgumentError(StrCat("the context is ", plan_->max_context,
+                                             " tokens, but the checkpoint has learned "
+                                             "positions for ",
+                                             positions.shape[0], "; lower the context to that."));
   }
   if (limits_.max_step_tokens < plan_->chunk_alignment) {
     return absl::InvalidArgumentError(
         StrCat("a step takes ", limits_.max_step_tokens, " tokens, but under this plan prompts are "
                "computed in runs of ", plan_->chunk_alignment, "; allow that many or more."));
   }
+  const int32_t global_tokens = GlobalTokens(*spec_);
   for (const LayerSpec& layer : spec_->layers) {
     if (spec_->parallel_block && layer.weights.attn_norm.data == nullptr) {
       return absl::InvalidArgumentError("a layer of parallel branches has no input norm.");
@@ -203,6 +214,9 @@ absl::Status DecoderImpl::CheckSpec() const {
       LS_CHECK_EQ(layer.weights.attn_gates.shape[0],
                   int64_t{layer.attention.num_heads} * layer.attention.gates);
     }
+    LS_CHECK((layer.weights.global_wq.data != nullptr) == (global_tokens > 0));
+    LS_CHECK(global_tokens == 0 ||
+             (!spec_->causal && layer.attention.native.global_tokens == global_tokens));
     const int32_t rope = layer.attention.rope;
     LS_CHECK(rope < static_cast<int32_t>(spec_->ropes.size()));
     LS_CHECK(rope < 0 || !spec_->ropes[static_cast<size_t>(rope)].variants.empty());
@@ -225,14 +239,30 @@ absl::Status DecoderImpl::MakeResident(ResidentModel* resident) const {
     }
     return absl::OkStatus();
   };
-  RETURN_IF_ERROR(hold({&spec.embedding, &spec.embedding_norm, &spec.embedding_norm_bias,
-                        &spec.output_norm, &spec.output_norm_bias}));
+  RETURN_IF_ERROR(hold({&spec.embedding, &spec.position_embedding, &spec.embedding_norm,
+                        &spec.embedding_norm_bias, &spec.output_norm, &spec.output_norm_bias}));
   for (LayerSpec& layer : spec.layers) {
     LayerWeights& w = layer.weights;
-    RETURN_IF_ERROR(hold({&w.attn_norm, &w.attn_norm_bias, &w.q_norm, &w.k_norm, &w.index_norm,
-                          &w.index_norm_bias, &w.sinks, &w.bo, &w.post_attn_norm, &w.mlp_norm,
-                          &w.mlp_norm_bias, &w.down_bias, &w.post_mlp_norm, &w.router_bias,
-                          &w.selection_bias, &w.expert_gate_up_bias, &w.expert_down_bias}));
+    RETURN_IF_ERROR(hold({&w.attn_norm,
+                          &w.attn_norm_bias,
+                          &w.q_norm,
+                          &w.k_norm,
+                          &w.index_norm,
+                          &w.index_norm_bias,
+                          &w.sinks,
+                          &w.bo,
+                          &w.global_bq,
+                          &w.post_attn_norm,
+                          &w.post_attn_norm_bias,
+                          &w.mlp_norm,
+                          &w.mlp_norm_bias,
+                          &w.down_bias,
+                          &w.post_mlp_norm,
+                          &w.post_mlp_norm_bias,
+                          &w.router_bias,
+                          &w.selection_bias,
+                          &w.expert_gate_up_bias,
+                          &w.expert_down_bias}));
   }
   for (const RopeSpec& rope : spec.ropes) {
     std::vector<const float*>& frequencies = resident->rope_frequencies.emplace_back();
@@ -283,6 +313,11 @@ absl::Status DecoderImpl::AllocateWorkspace() {
   RETURN_IF_ERROR(reserve(&work_.last_query, rows, widths.heads));
   if (widths.gates > 0) RETURN_IF_ERROR(reserve(&work_.last_gates, rows, widths.gates));
   RETURN_IF_ERROR(reserve(&work_.hidden, rows, widths.dim));
+  if (global_) {
+    RETURN_IF_ERROR(reserve(&work_.global_input, rows, widths.dim));
+    RETURN_IF_ERROR(reserve(&work_.global_query, rows, widths.heads));
+    RETURN_IF_ERROR(reserve(&work_.global_attended, rows, widths.heads));
+  }
   if (limits_.max_logits_rows == 0) return absl::OkStatus();
   return reserve(&work_.logits, limits_.max_logits_rows, spec_->vocab_size);
 }

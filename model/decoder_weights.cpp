@@ -93,10 +93,22 @@ class Preparer {
                                       {w.bv, w.wv.shape[0]},
                                       {{}, w.attn_gates.shape[0]}});
     ASSIGN_OR_RETURN(out.qkv_bias, backend_->Resident(VectorView(out.joined_qkv_bias)));
+    if (w.global_wq.data != nullptr) {
+      ASSIGN_OR_RETURN(out.global_q, Prepare({w.global_wq}));
+      ASSIGN_OR_RETURN(out.global_kv, Prepare({w.global_wk, w.global_wv}));
+      out.joined_global_kv_bias =
+          JoinBiases({{w.global_bk, w.global_wk.shape[0]}, {w.global_bv, w.global_wv.shape[0]}});
+      ASSIGN_OR_RETURN(out.global_kv_bias,
+                       backend_->Resident(VectorView(out.joined_global_kv_bias)));
+    }
     ASSIGN_OR_RETURN(out.o, Prepare({w.wo}));
     if (layer.mlp.num_experts > 0) RETURN_IF_ERROR(PrepareExperts(layer, &out));
     if (layer.mlp.num_experts == 0 || layer.mlp.shared_ffn_dim > 0) {
-      ASSIGN_OR_RETURN(out.gate_up, Prepare({w.gate, w.up}));
+      if (w.up.data == nullptr) {
+        ASSIGN_OR_RETURN(out.gate_up, Prepare({w.gate}));
+      } else {
+        ASSIGN_OR_RETURN(out.gate_up, Prepare({w.gate, w.up}));
+      }
       ASSIGN_OR_RETURN(out.down, Prepare({w.down}));
       out.joined_gate_up_bias =
           JoinBiases({{w.gate_bias, w.gate.shape[0]}, {w.up_bias, w.up.shape[0]}});

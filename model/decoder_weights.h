@@ -17,6 +17,9 @@ struct PreparedLayer {
   // [(heads + 2 * KV heads) * head_dim, dim]; of latent attention [q_rank + kv_rank + rope_dim,
   // dim]
   std::unique_ptr<kernels::LinearWeight> qkv;
+  // Global tokens' queries [heads * head_dim, dim], and the keys and values that they read [2 * KV
+  // heads * head_dim, dim], where these are projected apart.
+  std::unique_ptr<kernels::LinearWeight> global_q, global_kv;
   std::unique_ptr<kernels::LinearWeight> q_up;                           // latent attention's
   std::vector<std::unique_ptr<kernels::LinearWeight>> key_up, value_up;  // [heads]
   // An indexer's: [heads * head_dim, q_rank], and keys above its heads' weights [head_dim + heads,
@@ -24,14 +27,15 @@ struct PreparedLayer {
   std::unique_ptr<kernels::LinearWeight> index_q, index_keys;
   std::unique_ptr<kernels::LinearWeight> o;
   std::unique_ptr<kernels::LinearWeight>
-      gate_up;  // [2 * ffn, dim]; the shared expert's in a mixture
+      gate_up;  // [2 * ffn, dim], or [ffn, dim] without a gate; the shared expert's in a mixture
   std::unique_ptr<kernels::LinearWeight> down;
   std::unique_ptr<kernels::LinearWeight> router;
   std::vector<std::unique_ptr<kernels::LinearWeight>> experts;  // owners of the two below
   std::vector<const kernels::LinearWeight*> expert_gate_up;
   std::vector<const kernels::LinearWeight*> expert_down;
-  kernels::TensorView qkv_bias, gate_up_bias;  // no data where the layer has none
-  std::vector<float> joined_qkv_bias, joined_gate_up_bias;  // what those view, on the host
+  // No data where the layer has none, and what they view, on the host.
+  kernels::TensorView qkv_bias, gate_up_bias, global_kv_bias;
+  std::vector<float> joined_qkv_bias, joined_gate_up_bias, joined_global_kv_bias;
 };
 
 struct PreparedWeights {

@@ -105,7 +105,10 @@ struct NativeSparsity {
   // Keys a query sees, itself included; 0: all. In an encoder it sees as many ahead:
   // |i - j| < window.
   int32_t window = 0;
-  int32_t chunk = 0;   // Llama 4's chunked attention; 0: none
+  // In an encoder beside a window: the first tokens that every query reads and that read
+  // everything.
+  int32_t global_tokens = 0;
+  int32_t chunk = 0;  // Llama 4's chunked attention; 0: none
   InfLlmV2 infllm_v2;
   Moba moba;
   Dsa dsa;
@@ -183,6 +186,10 @@ struct LayerWeights {
   kernels::TensorView attn_norm_bias;
   kernels::TensorView wq, wk, wv;  // [heads*head_dim, dim]; fused tensors are split by rows
   kernels::TensorView bq, bk, bv;
+  // What the queries of global tokens are made with, and the keys and values that these read, in
+  // place of the above (Longformer); none where they share those.
+  kernels::TensorView global_wq, global_wk, global_wv;
+  kernels::TensorView global_bq, global_bk, global_bv;
   kernels::TensorView q_norm, k_norm;
   // Latent attention: wq makes the queries' latent [q_rank, dim] (none where q_rank is 0), wk the
   // keys' one and the shared part [kv_rank + rope_dim, dim], q_norm and k_norm are those of the
@@ -198,15 +205,16 @@ struct LayerWeights {
   kernels::TensorView sinks;  // [heads] f32
   kernels::TensorView wo;     // [dim, heads*head_dim]
   kernels::TensorView bo;
-  kernels::TensorView
-      post_attn_norm;            // [dim] on the attention branch's output, before the residual
+  // [dim] on the attention branch's output, before the residual (behind it: ModelSpec::norm_sums)
+  kernels::TensorView post_attn_norm, post_attn_norm_bias;
   kernels::TensorView mlp_norm;  // [dim] before the MLP
   kernels::TensorView mlp_norm_bias;
-  kernels::TensorView gate, up, down;  // [ffn, dim], [ffn, dim], [dim, ffn]; also the shared expert
+  // [ffn, dim], [ffn, dim], [dim, ffn]; also the shared expert. No up: an MLP without a gate.
+  kernels::TensorView gate, up, down;
   kernels::TensorView gate_bias, up_bias, down_bias;
-  kernels::TensorView post_mlp_norm;  // [dim] on the MLP branch's output
-  kernels::TensorView router;         // [experts, dim]
-  kernels::TensorView router_bias;    // [experts]
+  kernels::TensorView post_mlp_norm, post_mlp_norm_bias;  // [dim] on the MLP branch's output
+  kernels::TensorView router;                             // [experts, dim]
+  kernels::TensorView router_bias;                        // [experts]
   kernels::TensorView selection_bias;  // [experts]: see MoeParams
   // Per expert: gate rows [ffn, dim], up rows [ffn, dim] (de-interleaved by the family), down.
   std::vector<kernels::TensorView> expert_gate, expert_up, expert_down;
@@ -269,6 +277,9 @@ struct ModelSpec {
   // the same norm (Cohere). Post norms apply where their weight is there; a missing attn_norm or
   // mlp_norm means the branch reads the residual stream itself (OLMo 2).
   bool parallel_block = false;
+  // Post norms are of the residual stream with the branch in it, x = norm(x + branch): there is no
+  // output norm then (BERT and its kin).
+  bool norm_sums = false;
   float embedding_scale = 1.0f;
   float residual_scale = 1.0f;  // on each branch before it is added
   float logit_scale = 1.0f;
@@ -278,8 +289,11 @@ struct ModelSpec {
   std::optional<DualChunk> dual_chunk;
   std::vector<LayerSpec> layers;
   kernels::TensorView embedding;    // [vocab, dim]
+  // [max_positions, dim] added to the scaled embeddings by position; none where positions are
+  // rotary.
+  kernels::TensorView position_embedding;
   kernels::TensorView embedding_norm, embedding_norm_bias;  // [dim] on the embeddings (ModernBERT)
-  kernels::TensorView output_norm;  // [dim]
+  kernels::TensorView output_norm;                          // [dim]; none with norm_sums
   kernels::TensorView output_norm_bias;
   kernels::TensorView lm_head;  // [vocab, dim]; the embedding's view where tied
   bool tied_embedding = false;

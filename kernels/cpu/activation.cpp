@@ -4,8 +4,9 @@ namespace longstride::kernels::cpu {
 
 absl::Status CpuBackend::DoGatedActivation(const GatedActivationParams& p) {
   ForRows(p.out.shape[0], p.out.shape[1], [&](int64_t r) {
-    kernels_.gated_activation(p.activation, p.limit, p.gate.row<float>(r), p.up.row<float>(r),
-                              p.out.shape[1], p.out.row<float>(r));
+    kernels_.gated_activation(p.activation, p.limit, p.gate.row<float>(r),
+                              p.up.data == nullptr ? nullptr : p.up.row<float>(r), p.out.shape[1],
+                              p.out.row<float>(r));
   });
   return absl::OkStatus();
 }

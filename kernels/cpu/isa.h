@@ -149,6 +149,7 @@ struct CpuKernels {
                    float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n,
                      float* out);
+  // up: null for none.
   void (*gated_activation)(Activation activation, float limit, const float* gate, const float* up,
                            int64_t n, float* out);
   void (*add)(float a, const float* x, float b, const float* y, int64_t n, float* out);

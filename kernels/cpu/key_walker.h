@@ -27,6 +27,10 @@ inline VisibleRange RangeOf(const EdgeRule& edge, int64_t position, int64_t kv_l
     if (chunk_high < r.high) r.high = chunk_high;
   }
   r.low = r.sink_low;
+  if (!edge.causal && position < edge.sink_tokens) {
+    r.sink_high = -1;
+    return r;
+  }
   if (edge.window > 0 && position - edge.window + 1 > r.low) r.low = position - edge.window + 1;
   r.sink_high = edge.window > 0 && edge.sink_tokens > 0 ? edge.sink_tokens - 1 : -1;
   if (r.sink_high > r.high) r.sink_high = r.high;

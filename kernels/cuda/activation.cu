@@ -12,7 +12,9 @@ __device__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 struct Gate {
   Activation activation;
   float limit;
+  bool gated;  // false: `up` counts as 1
   __device__ float operator()(float gate, float up) const {
+    if (!gated) up = 1.0f;
     switch (activation) {
       case Activation::kSilu:
         return gate * Sigmoid(gate) * up;
@@ -105,13 +107,14 @@ cudaError_t Launch(const TensorView& x, const TensorView& y, const TensorView& o
 }  // namespace
 
 cudaError_t LaunchGatedActivation(const GatedActivationParams& p, cudaStream_t stream) {
-  const Gate gate{p.activation, p.limit};
+  const TensorView& up = p.up.data == nullptr ? p.gate : p.up;
+  const Gate gate{p.activation, p.limit, p.up.data != nullptr};
   if (p.gate.dtype == DType::kBF16) {
-    return LaunchTo<__nv_bfloat16, __nv_bfloat16>(p.gate, p.up, p.out, gate, stream);
+    return LaunchTo<__nv_bfloat16, __nv_bfloat16>(p.gate, up, p.out, gate, stream);
   }
   return p.out.dtype == DType::kBF16
-             ? LaunchTo<float, __nv_bfloat16>(p.gate, p.up, p.out, gate, stream)
-             : Launch(p.gate, p.up, p.out, gate, stream);
+             ? LaunchTo<float, __nv_bfloat16>(p.gate, up, p.out, gate, stream)
+             : Launch(p.gate, up, p.out, gate, stream);
 }
 
 cudaError_t LaunchAdd(const AddParams& p, cudaStream_t stream) {

@@ -32,10 +32,10 @@ float GatedActivationValue(Activation activation, float gate, float up, float li
 absl::Status ReferenceBackend::DoGatedActivation(const GatedActivationParams& p) {
   for (int64_t r = 0; r < p.out.shape[0]; ++r) {
     const float* gate = p.gate.row<float>(r);
-    const float* up = p.up.row<float>(r);
+    const float* up = p.up.data == nullptr ? nullptr : p.up.row<float>(r);
     float* out = p.out.row<float>(r);
     for (int64_t c = 0; c < p.out.shape[1]; ++c) {
-      out[c] = GatedActivationValue(p.activation, gate[c], up[c], p.limit);
+      out[c] = GatedActivationValue(p.activation, gate[c], up == nullptr ? 1.0f : up[c], p.limit);
     }
   }
   return absl::OkStatus();

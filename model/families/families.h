@@ -19,6 +19,7 @@ absl::StatusOr<ModelSpec> LoadGemma3(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadGptOss(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadLlama(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadLlama4(const WeightsFile& file);
+absl::StatusOr<ModelSpec> LoadLongformer(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadMiniCpm(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadMistral(const WeightsFile& file);
 absl::StatusOr<ModelSpec> LoadModernBert(const WeightsFile& file);

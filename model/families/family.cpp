@@ -103,6 +103,7 @@ const std::vector<Family>& Families() {
       {"gpt_oss", {"gpt_oss"}, {"gpt-oss"}, LoadGptOss},
       {"llama", {"llama"}, {"llama"}, LoadLlama},
       {"llama4_text", {"llama4_text", "llama4"}, {"llama4"}, LoadLlama4},
+      {"longformer", {"longformer"}, {}, LoadLongformer},
       {"minicpm", {"minicpm"}, {}, LoadMiniCpm},
       {"mistral", {"mistral"}, {}, LoadMistral},
       {"modernbert", {"modernbert"}, {}, LoadModernBert},

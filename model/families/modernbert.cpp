@@ -2,6 +2,7 @@
 // sides, each kind with a rotary base of its own; LayerNorm without bias (none before the first
 // layer's attention, whose input the embedding norm made), a gated MLP. Source: arXiv 2412.13663 and
 // the checkpoints' configuration.
+#include "model/families/classifier.h"
 #include "model/families/families.h"
 #include "model/families/sentence_modules.h"
 #include "model/families/transformer.h"
@@ -12,7 +13,6 @@ namespace {
 constexpr int64_t kPeriod = 3;
 constexpr double kGlobalTheta = 160000.0;
 constexpr double kLocalTheta = 10000.0;
-constexpr int64_t kMaxLabels = 1 << 16;
 constexpr std::string_view kClassifierClass = "ModernBertForSequenceClassification";
 
 // The table of one kind of layer in both spellings: rope_parameters, or a base for each kind.
@@ -71,36 +71,6 @@ absl::Status BindEncoder(const std::string& prefix, WeightBinder* binder, ModelS
   return absl::OkStatus();
 }
 
-// "id2label": {"0": "negative", "1": "positive"}; two labels where it is absent.
-absl::StatusOr<std::vector<std::string>> ReadLabels(const ConfigReader& config) {
-  if (!config.Has("id2label")) return std::vector<std::string>{"LABEL_0", "LABEL_1"};
-  ASSIGN_OR_RETURN(const ConfigReader names, config.Object("id2label"));
-  const size_t count = names.Keys().size();
-  if (count == 0 || count > kMaxLabels) {
-    return absl::InvalidArgumentError(StrCat(config.Place("id2label"), " has ", count,
-                                             " labels; 1 to ", kMaxLabels, " are allowed"));
-  }
-  std::vector<std::string> labels;
-  for (size_t i = 0; i < count; ++i) {
-    ASSIGN_OR_RETURN(std::string label, names.String(StrCat(i)));
-    labels.push_back(std::move(label));
-  }
-  return labels;
-}
-
-absl::StatusOr<ClassScores> ReadScores(const ConfigReader& config, size_t num_labels) {
-  ASSIGN_OR_RETURN(const std::string problem, config.StringOr("problem_type", ""));
-  if (problem == "regression") return ClassScores::kIdentity;
-  if (problem == "multi_label_classification") return ClassScores::kSigmoid;
-  if (!problem.empty() && problem != "single_label_classification") {
-    return absl::UnimplementedError(
-        StrCat(config.Place("problem_type"), " is \"", problem.substr(0, 80),
-               "\"; supported are regression, single_label_classification and "
-               "multi_label_classification"));
-  }
-  return num_labels > 1 ? ClassScores::kSoftmax : ClassScores::kSigmoid;
-}
-
 absl::StatusOr<Classifier> BindClassifier(const ConfigReader& config, WeightBinder* binder,
                                           int32_t dim) {
   Classifier classifier;
@@ -110,8 +80,7 @@ absl::StatusOr<Classifier> BindClassifier(const ConfigReader& config, WeightBind
                                            pooling.substr(0, 80), "\"; supported are cls and mean"));
   }
   classifier.head.pooling = pooling == "cls" ? Pooling::kFirst : Pooling::kMean;
-  ASSIGN_OR_RETURN(classifier.labels, ReadLabels(config));
-  ASSIGN_OR_RETURN(classifier.scores, ReadScores(config, classifier.labels.size()));
+  RETURN_IF_ERROR(ReadClasses(config, &classifier));
   ASSIGN_OR_RETURN(HeadLayer dense, BindHeadLayer("head.dense", dim, dim, binder));
   ASSIGN_OR_RETURN(dense.activation, ReadHeadActivation(config, "classifier_activation", "gelu"));
   ASSIGN_OR_RETURN(dense.norm, binder->Vector("head.norm.weight", dim));
@@ -120,18 +89,6 @@ absl::StatusOr<Classifier> BindClassifier(const ConfigReader& config, WeightBind
                                  binder));
   classifier.head.layers = {dense, scores};
   return classifier;
-}
-
-// Heads of other tasks than classification are not computed; a token classifier's must not be taken
-// for a text's.
-absl::StatusOr<bool> Classifies(const ConfigReader& config, const WeightsFile& file) {
-  if (!file.Has("classifier.weight")) return false;
-  if (!config.Has("architectures")) return true;
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, config.Strings("architectures"));
-  if (names.size() == 1 && names[0] == kClassifierClass) return true;
-  return absl::UnimplementedError(
-      StrCat(config.Place("architectures"), " is not ", kClassifierClass,
-             ", the only one with a classifier that is supported"));
 }
 
 }  // namespace
@@ -160,7 +117,8 @@ absl::StatusOr<ModelSpec> LoadModernBert(const WeightsFile& file) {
   WeightBinder binder(file, &spec);
   const bool bare = file.Has("embeddings.tok_embeddings.weight");
   RETURN_IF_ERROR(BindEncoder(bare ? "" : "model.", &binder, &spec));
-  ASSIGN_OR_RETURN(const bool classifies, Classifies(config, file));
+  ASSIGN_OR_RETURN(const bool classifies,
+                   Classifies(config, file, "classifier.weight", kClassifierClass));
   if (classifies) {
     ASSIGN_OR_RETURN(spec.classifier, BindClassifier(config, &binder, spec.dim));
     RETURN_IF_ERROR(binder.CheckAllUsed({}, {}));

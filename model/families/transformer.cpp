@@ -120,7 +120,9 @@ absl::Status BindGlobals(const TensorNames& names, bool tied, WeightBinder* bind
                          ModelSpec* spec) {
   ASSIGN_OR_RETURN(spec->embedding,
                    binder->Matrix(names.embedding + ".weight", spec->vocab_size, spec->dim));
-  ASSIGN_OR_RETURN(spec->output_norm, binder->Vector(names.output_norm + ".weight", spec->dim));
+  if (!names.output_norm.empty()) {
+    ASSIGN_OR_RETURN(spec->output_norm, binder->Vector(names.output_norm + ".weight", spec->dim));
+  }
   if (!spec->causal) {
     binder->MarkUsed(names.lm_head + ".weight");
     return absl::OkStatus();
@@ -218,6 +220,10 @@ absl::Status BindAttention(const TensorNames& names, int32_t layer, WeightBinder
   RETURN_IF_ERROR(bind_norm(names.post_attn_norm, &weights.post_attn_norm));
   RETURN_IF_ERROR(bind_norm(names.mlp_norm, &weights.mlp_norm));
   RETURN_IF_ERROR(bind_norm(names.post_mlp_norm, &weights.post_mlp_norm));
+  ASSIGN_OR_RETURN(weights.post_attn_norm_bias,
+                   BindBias(prefix + names.post_attn_norm, spec->dim, names.norm_bias, binder));
+  ASSIGN_OR_RETURN(weights.post_mlp_norm_bias,
+                   BindBias(prefix + names.post_mlp_norm, spec->dim, names.norm_bias, binder));
   RETURN_IF_ERROR(BindQkv(names, prefix, attention, spec->dim, binder, &weights));
   RETURN_IF_ERROR(BindQkNorm(names, prefix, attention, binder, &weights));
   ASSIGN_OR_RETURN(weights.wo, binder->Matrix(prefix + names.wo + ".weight", spec->dim,
@@ -247,9 +253,11 @@ absl::Status BindMlp(const TensorNames& names, int32_t layer, WeightBinder* bind
     weights.up = RowRange(fused, ffn, ffn);
   } else {
     ASSIGN_OR_RETURN(weights.gate, binder->Matrix(prefix + names.gate + ".weight", ffn, spec->dim));
-    ASSIGN_OR_RETURN(weights.up, binder->Matrix(prefix + names.up + ".weight", ffn, spec->dim));
     ASSIGN_OR_RETURN(weights.gate_bias, BindBias(prefix + names.gate, ffn, names.mlp_bias, binder));
-    ASSIGN_OR_RETURN(weights.up_bias, BindBias(prefix + names.up, ffn, names.mlp_bias, binder));
+    if (!names.up.empty()) {
+      ASSIGN_OR_RETURN(weights.up, binder->Matrix(prefix + names.up + ".weight", ffn, spec->dim));
+      ASSIGN_OR_RETURN(weights.up_bias, BindBias(prefix + names.up, ffn, names.mlp_bias, binder));
+    }
   }
   ASSIGN_OR_RETURN(weights.down, binder->Matrix(prefix + names.down + ".weight", spec->dim, ffn));
   ASSIGN_OR_RETURN(weights.down_bias,

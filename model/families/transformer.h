@@ -39,6 +39,7 @@ struct TensorNames {
   BiasRule qkv_bias = BiasRule::kNone;
   BiasRule wo_bias = BiasRule::kNone;
   BiasRule mlp_bias = BiasRule::kNone;
+  BiasRule norm_bias = BiasRule::kNone;  // of the post norms
 };
 
 // The names that most architectures share; families change what differs. `prefix` of a Hugging Face
@@ -54,8 +55,8 @@ absl::Status AddRope(const RopeConfig& rope, const DecoderShape& shape, bool int
 // text model is all that was saved.
 std::string FindHfPrefix(const WeightsFile& file);
 
-// Embedding, output norm and head, which an encoder does without. A head that is not in the file
-// means that it is tied.
+// Embedding, output norm (where it has a name) and head, which an encoder does without. A head that
+// is not in the file means that it is tied.
 absl::Status BindGlobals(const TensorNames& names, bool tied, WeightBinder* binder,
                          ModelSpec* spec);
 // Norms, attention and (where the layer is not a mixture of experts) the MLP of one layer.

@@ -12,7 +12,7 @@ PatternOr MakeNative(const PatternPolicy& policy, const PatternContext& context)
   std::unique_ptr<SparsePattern> learned;
   if (native.chunk > 0 && native.chunk < context.max_positions) return NewChunked(native.chunk);
   if (native.window > 0 && native.window < context.max_positions) {
-    return NewWindow(native.window, 0, context.causal);
+    return NewWindow(native.window, native.global_tokens, context.causal);
   }
   if (native.infllm_v2.topk > 0) learned = NewInfLlmV2(native.infllm_v2);
   if (native.moba.chunk > 0) learned = NewMoba(native.moba);

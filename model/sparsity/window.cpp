@@ -6,6 +6,9 @@
 // rotary positions that they were computed with, so distances are the true ones. StreamingLLM
 // (arXiv 2309.17453) re-numbers positions inside its cache at every step; that is another function,
 // and not this pattern.
+//
+// In an encoder the first `global_tokens` stand where sinks do, and read everything themselves.
+// Source: Longformer (arXiv 2004.05150).
 #include <algorithm>
 
 #include "model/sparsity/patterns.h"
@@ -30,7 +33,9 @@ class Window : public SparsePattern {
 
   std::string Describe() const override {
     std::string text = StrCat(causal_ ? "window(" : "bidirectional_window(", window_, ")");
-    if (sink_tokens_ > 0) StrAppend(&text, "+sinks(", sink_tokens_, ")");
+    if (sink_tokens_ > 0) {
+      StrAppend(&text, causal_ ? "+sinks(" : "+globals(", sink_tokens_, ")");
+    }
     return text;
   }
   Retention retention() const override {
@@ -41,30 +46,67 @@ class Window : public SparsePattern {
     // A tile's list is the union over its rows, up to query_tile - 1 keys more than one row's
     // window: small windows take small tiles, so that few of the listed keys are masked again.
     out->query_tile = window_ >= kWideTileWindow ? 128 : 64;
-    out->MakeTiles(runs);
+    if (causal_ || sink_tokens_ == 0) {
+      out->MakeTiles(runs);
+    } else {
+      MakeTilesApart(runs, out);
+    }
     out->MakeLists();
     SelectPageRanges(sink_tokens_, causal_ ? InWindow : AroundTile, window_, out);
+    for (size_t t = 0; !causal_ && t < out->tiles.size(); ++t) {
+      if (out->tiles[t].first_position >= sink_tokens_) continue;
+      ReadAll(static_cast<int32_t>(t), out);
+    }
     out->edges.push_back(
         {.causal = causal_, .window = window_, .sink_tokens = sink_tokens_, .chunk = 0});
   }
   bool edges_alone() const override { return true; }
   double VisibleKeys(int64_t position) const override {
     if (!causal_) {
+      // A global token outside the window is read, and reads: both count where the other one
+      // stands.
+      const int64_t outside = std::max<int64_t>(0, position + 1 - window_);
       return static_cast<double>(std::min<int64_t>(position + 1, window_) +
-                                 std::min<int64_t>(position, window_ - 1));
+                                 std::min<int64_t>(position, window_ - 1) +
+                                 2 * std::min<int64_t>(outside, sink_tokens_));
     }
     const int64_t begin = std::max<int64_t>(0, position - window_ + 1);
     return static_cast<double>(position + 1 - begin + std::min<int64_t>(begin, sink_tokens_));
   }
   bool Visible(int32_t, int64_t i, int64_t j) const override {
-    if (!causal_) return j >= 0 && j > i - window_ && j < i + window_;
+    if (!causal_) {
+      return j >= 0 && ((j > i - window_ && j < i + window_) || std::min(i, j) < sink_tokens_);
+    }
     return j >= 0 && j <= i && (j > i - window_ || j < sink_tokens_);
   }
 
  private:
   static constexpr int32_t kWideTileWindow = 448;
+
+  // No tile has global tokens and others: those would walk the whole text.
+  void MakeTilesApart(std::span<const QueryRun> runs, SelectionBuilder* out) const {
+    for (QueryRun run : runs) {
+      const int64_t globals =
+          std::clamp<int64_t>(sink_tokens_ - run.first_position, 0, run.num_rows);
+      QueryRun first = run;
+      first.num_rows = static_cast<int32_t>(globals);
+      run.row_begin += first.num_rows;
+      run.num_rows -= first.num_rows;
+      run.first_position += globals;
+      out->MakeTiles({&first, 1});
+      out->MakeTiles({&run, 1});
+    }
+  }
+  static void ReadAll(int32_t tile, SelectionBuilder* out) {
+    const int64_t entry = out->entry_tokens;
+    const int64_t count = (out->kv_lens[static_cast<size_t>(tile)] + entry - 1) / entry;
+    const auto begin = std::ssize(out->entries);
+    for (int64_t e = 0; e < count; ++e) out->entries.push_back(static_cast<int32_t>(e));
+    out->SetList(0, tile, begin, count);
+  }
+
   int32_t window_;
-  int32_t sink_tokens_;  // 0 unless causal
+  int32_t sink_tokens_;  // global tokens, unless causal
   bool causal_;
 };
 
@@ -75,13 +117,18 @@ std::unique_ptr<SparsePattern> NewWindow(int32_t window, int32_t sink_tokens, bo
 }
 
 PatternOr MakeWindow(const PatternPolicy& policy, const PatternContext& context) {
-  RETURN_IF_ERROR(policy.CheckKnown({"window", "sink_tokens"}));
+  RETURN_IF_ERROR(policy.CheckKnown({"window", "sink_tokens", "global_tokens"}));
   ASSIGN_OR_RETURN(const int64_t window, policy.RequiredInt("window", 1, kMaxPatternTokens));
   ASSIGN_OR_RETURN(const int64_t sinks, policy.Int("sink_tokens", 0, 0, kMaxPatternTokens));
   if (!context.causal && sinks > 0) {
     return policy.Error("sink_tokens keep what a causal window leaves behind; an encoder's has none.");
   }
-  return NewWindow(static_cast<int32_t>(window), static_cast<int32_t>(sinks), context.causal);
+  ASSIGN_OR_RETURN(const int64_t globals, policy.Int("global_tokens", 0, 0, kMaxPatternTokens));
+  if (context.causal && globals > 0) {
+    return policy.Error("global_tokens read ahead, which only an encoder's do; name sink_tokens.");
+  }
+  return NewWindow(static_cast<int32_t>(window), static_cast<int32_t>(sinks + globals),
+                   context.causal);
 }
 
 }  // namespace longstride::model

@@ -53,7 +53,9 @@ class EncoderTest(harness.ServerTest):
 
 
 class Embedders:
-    """The tests of both embedding checkpoints."""
+    """The tests of every embedding checkpoint."""
+
+    patterns = ["bidirectional", "bidirectional_window(9)"]
 
     def test_openai_client_gets_the_golden_vectors(self):
         golden = self.golden()
@@ -107,8 +109,7 @@ class Embedders:
         status, _, picture = self.server.fetch("/longstride/attention_map?length=256")
         self.assertEqual(status, 200)
         patterns = json.loads(picture)["patterns"]
-        self.assertEqual(sorted(p["pattern"] for p in patterns),
-                         ["bidirectional", "bidirectional_window(9)"])
+        self.assertEqual(sorted(p["pattern"] for p in patterns), self.patterns)
 
 
 class ModernBertEmbedder(Embedders, EncoderTest):
@@ -119,8 +120,13 @@ class EmbeddingGemma(Embedders, EncoderTest):
     checkpoint = "embeddinggemma"
 
 
+class LongformerEmbedder(Embedders, EncoderTest):
+    checkpoint = "longformer_embedder"
+    patterns = ["bidirectional_window(9)"]
+
+
 class Classifiers:
-    """The tests of both classifying checkpoints."""
+    """The tests of every classifying checkpoint."""
 
     def classify(self, **body):
         status, _, text = self.server.fetch("/v1/classify", body)
@@ -192,6 +198,11 @@ class ModernBertClassifier(Classifiers, EncoderTest):
 class ModernBertMultiLabel(Classifiers, EncoderTest):
     checkpoint = "modernbert_multi_label"
     labels = ["law", "finance", "health", "sport"]
+
+
+class LongformerClassifier(Classifiers, EncoderTest):
+    checkpoint = "longformer_classifier"
+    labels = ["argument", "opinion", "report"]
 
 
 class CausalModel(harness.ServerTest):

@@ -13,13 +13,23 @@
 namespace longstride::fuzz {
 namespace {
 
-constexpr std::string_view kFolders[] = {
-    "families/data/cohere2",       "families/data/gemma2",  "families/data/gemma3",
-    "families/data/gpt_oss",       "families/data/gpt_oss_mxfp4", "families/data/llama",
-    "families/data/llama4",        "families/data/mistral", "families/data/olmo2",
-    "families/data/olmo3",         "families/data/phi3_longrope", "families/data/phi3",
-    "families/data/qwen2",         "families/data/qwen3",   "encoders/data/embeddinggemma",
-    "encoders/data/modernbert_classifier"};
+constexpr std::string_view kFolders[] = {"families/data/cohere2",
+                                         "families/data/gemma2",
+                                         "families/data/gemma3",
+                                         "families/data/gpt_oss",
+                                         "families/data/gpt_oss_mxfp4",
+                                         "families/data/llama",
+                                         "families/data/llama4",
+                                         "families/data/mistral",
+                                         "families/data/olmo2",
+                                         "families/data/olmo3",
+                                         "families/data/phi3_longrope",
+                                         "families/data/phi3",
+                                         "families/data/qwen2",
+                                         "families/data/qwen3",
+                                         "encoders/data/embeddinggemma",
+                                         "encoders/data/modernbert_classifier",
+                                         "encoders/data/longformer_classifier"};
 
 const model::WeightsFile& Checkpoint(size_t index) {
   static const auto& files = *[] {

@@ -215,7 +215,8 @@ inline bool Sees(const AttentionCase& c, size_t tile, int32_t h, int64_t i, int6
   }
   const EdgeRule& e = c.edges[lh];
   if (e.causal && j > i) return false;
-  if (e.window > 0 && std::abs(i - j) >= e.window && j >= e.sink_tokens) return false;
+  const bool reads_all = !e.causal && i < e.sink_tokens;
+  if (e.window > 0 && std::abs(i - j) >= e.window && j >= e.sink_tokens && !reads_all) return false;
   if (e.chunk > 0 && i / e.chunk != j / e.chunk) return false;
   return true;
 }

@@ -223,7 +223,9 @@ TEST_P(ElementwiseTest, PositionScaleIsLlama4sTemperature) {
 }
 
 TEST_P(ElementwiseTest, GatedActivationsAreTheirFormulas) {
-  for (const int64_t dim : {1, 8, 13, 200}) {
+  for (const auto& [dim, gated] :
+       {std::pair(1, true), std::pair(8, true), std::pair(13, true), std::pair(200, true),
+        std::pair(13, false), std::pair(200, false)}) {
     const int64_t rows = 7, stride = 2 * dim + 3;
     std::vector<float> both = Normal(rows * stride, 6.0f);
     both[0] = 100.0f;
@@ -234,11 +236,20 @@ TEST_P(ElementwiseTest, GatedActivationsAreTheirFormulas) {
     for (const Activation a :
          {Activation::kSilu, Activation::kGeluTanh, Activation::kGelu, Activation::kSwigluOai}) {
       std::vector<float> out(rows * dim);
-      ASSERT_LS_OK(backend_->GatedActivation(
-          {.gate = gate, .up = up, .activation = a, .limit = 7.0f, .out = View2(out, rows, dim)}));
+      const GatedActivationParams params = {.gate = gate,
+                                            .up = gated ? up : TensorView(),
+                                            .activation = a,
+                                            .limit = 7.0f,
+                                            .out = View2(out, rows, dim)};
+      if (!gated && a == Activation::kSwigluOai) {
+        EXPECT_TRUE(absl::IsInvalidArgument(backend_->GatedActivation(params)));
+        continue;
+      }
+      ASSERT_LS_OK(backend_->GatedActivation(params));
       std::vector<double> want(out.size());
       for (int64_t i = 0; i < rows * dim; ++i) {
-        double g = gate.row<float>(i / dim)[i % dim], u = up.row<float>(i / dim)[i % dim];
+        double g = gate.row<float>(i / dim)[i % dim],
+               u = gated ? up.row<float>(i / dim)[i % dim] : 1;
         switch (a) {
           case Activation::kSilu:
             want[i] = g / (1 + std::exp(-g)) * u;

@@ -88,6 +88,51 @@ TEST(ModernBert, RefusesWhatItDoesNotCompute) {
   EXPECT_THAT(Error(kBert, [](json* c) { (*c)["num_hidden_layers"] = 4; }), HasSubstr("for 4 layers"));
 }
 
+TEST(Longformer, WindowsInEverySpelling) {
+  const char* name = "longformer_classifier";
+  const auto with = [](const json& value) {
+    return [value](json* c) { (*c)["attention_window"] = value; };
+  };
+  EXPECT_THAT(Windows(Load(name)), ElementsAre(9, 3, 17));
+  EXPECT_THAT(Windows(Load(name, with(16))), ElementsAre(9, 9, 9));
+  EXPECT_THAT(Windows(Load(name, [](json* c) { c->erase("attention_window"); })),
+              ElementsAre(257, 257, 257));
+  EXPECT_THAT(Error(name, with(15)), HasSubstr("15; an even number"));
+  EXPECT_THAT(Error(name, with(0)), HasSubstr("even number"));
+  EXPECT_THAT(Error(name, with({16, 16})), HasSubstr("2 windows for 3 layers"));
+  EXPECT_THAT(Error(name, with(json::array({16}))), HasSubstr("1 windows for 3 layers"));
+}
+
+TEST(Longformer, OnlyClassifiersHaveAGlobalToken) {
+  const ModelSpec spec = Load("longformer_classifier");
+  ASSERT_TRUE(spec.classifier);
+  EXPECT_THAT(spec.classifier->labels, ElementsAre("argument", "opinion", "report"));
+  EXPECT_EQ(spec.classifier->head.pooling, Pooling::kFirst);
+  EXPECT_EQ(spec.classifier->head.layers[0].activation, HeadActivation::kTanh);
+  EXPECT_EQ(spec.layers[0].attention.native.global_tokens, 1);
+  EXPECT_NE(spec.layers[0].weights.global_wq.data, nullptr);
+  const ModelSpec bare = Load("longformer_embedder");
+  EXPECT_FALSE(bare.classifier);
+  EXPECT_EQ(bare.layers[0].attention.native.global_tokens, 0);
+  EXPECT_EQ(bare.layers[0].weights.global_wq.data, nullptr);
+  EXPECT_EQ(bare.max_positions, 1024);
+}
+
+TEST(Longformer, RefusesWhatItDoesNotCompute) {
+  const char* name = "longformer_classifier";
+  EXPECT_THAT(Error(name, [](json* c) { (*c)["position_embedding_type"] = "relative_key"; }),
+              HasSubstr("absolute"));
+  EXPECT_THAT(Error(name, [](json* c) { (*c)["is_decoder"] = true; }), HasSubstr("is_decoder"));
+  EXPECT_THAT(Error(name, [](json* c) { (*c)["hidden_act"] = "relu"; }), HasSubstr("hidden_act"));
+  EXPECT_THAT(Error(name, [](json* c) { (*c)["pad_token_id"] = 1024; }),
+              HasSubstr("positions begin at 1025"));
+  EXPECT_THAT(Error(name, [](json* c) { (*c)["max_position_embeddings"] = 512; }),
+              HasSubstr("position_embeddings.weight"));
+  EXPECT_THAT(
+      Error(name, [](json* c) { (*c)["architectures"] = {"LongformerForTokenClassification"}; }),
+      HasSubstr("the only one with a classifier"));
+}
+
 TEST(EmbeddingGemma, HalvesTheWindow) {
   const ModelSpec spec = Load("embeddinggemma");
   EXPECT_FALSE(spec.causal);

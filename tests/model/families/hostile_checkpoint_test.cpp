@@ -39,6 +39,8 @@ constexpr const char* kFolders[] = {"cohere2",
                                     "qwen3",
                                     "qwen2_dual_chunk",
                                     "embeddinggemma",
+                                    "longformer_classifier",
+                                    "longformer_embedder",
                                     "modernbert_classifier",
                                     "modernbert_multi_label"};
 
@@ -47,6 +49,11 @@ void ExpectSound(const ModelSpec& spec) {
   ASSERT_FALSE(spec.layers.empty());
   EXPECT_EQ(spec.embedding.shape[0], spec.vocab_size);
   EXPECT_EQ(spec.lm_head.shape[1], spec.causal ? spec.dim : 0);
+  EXPECT_EQ(spec.output_norm.data == nullptr, spec.norm_sums);
+  if (spec.position_embedding.data != nullptr) {
+    EXPECT_GT(spec.max_positions, 0);
+    EXPECT_EQ(spec.position_embedding.shape[0], spec.max_positions);
+  }
   if (spec.classifier) {
     EXPECT_EQ(spec.classifier->head.layers.back().weight.shape[0],
               static_cast<int64_t>(spec.classifier->labels.size()));
@@ -62,6 +69,7 @@ void ExpectSound(const ModelSpec& spec) {
     EXPECT_EQ(a.num_heads % a.num_kv_heads, 0);
     EXPECT_GE(a.native.window, 0);
     EXPECT_GE(a.native.chunk, 0);
+    EXPECT_EQ(a.native.global_tokens > 0, layer.weights.global_wq.data != nullptr);
     if (a.native.infllm_v2.topk > 0) {
       EXPECT_GE(a.native.infllm_v2.init_blocks, 0);
       EXPECT_GT(a.native.infllm_v2.topk, a.native.infllm_v2.init_blocks);

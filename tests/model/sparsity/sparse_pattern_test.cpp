@@ -284,9 +284,12 @@ TEST(Bidirectional, MatchesDefinition) {
   PatternContext context = Context();
   context.causal = false;
   std::mt19937 random(5);
-  for (const int64_t window : {0, 1, 2, 9, 64, 65, 500}) {
+  const std::pair<int64_t, int64_t> shapes[] = {{0, 0},  {1, 0},   {2, 0},   {9, 0}, {64, 0},
+                                                {65, 0}, {500, 0}, {1, 1},   {9, 1}, {9, 70},
+                                                {65, 3}, {500, 1}, {500, 64}};
+  for (const auto& [window, globals] : shapes) {
     PatternPolicy policy = Policy("dense", {});
-    if (window > 0) policy = Policy("window", {{"window", window}});
+    if (window > 0) policy = Policy("window", {{"window", window}, {"global_tokens", globals}});
     auto made = MakePattern(policy, context);
     ASSERT_TRUE(made.ok()) << made.status();
     const SparsePattern& pattern = **made;
@@ -311,7 +314,7 @@ TEST(Bidirectional, MatchesDefinition) {
           const RowKeys keys = Expand(selection, 0, t, i, length);
           std::vector<int64_t> expected;
           for (int64_t j = 0; j < length; ++j) {
-            const bool sees = window == 0 || std::abs(i - j) < window;
+            const bool sees = window == 0 || std::abs(i - j) < window || i < globals || j < globals;
             ASSERT_EQ(pattern.Visible(0, i, j), sees);
             if (sees) expected.push_back(j);
           }
@@ -319,8 +322,10 @@ TEST(Bidirectional, MatchesDefinition) {
           if (tile.sequence == 0) all += static_cast<int64_t>(expected.size());
           listed = keys.listed;
         }
-        const int64_t reach = window == 0 ? length : 2 * window + tile.num_rows;
-        EXPECT_LE(listed, reach + 2 * kernels::kPageTokens);
+        const int64_t reach = window == 0 || tile.first_position < globals
+                                  ? length
+                                  : 2 * window + tile.num_rows + globals;
+        EXPECT_LE(listed, reach + (globals > 0 ? 3 : 2) * kernels::kPageTokens);
       }
       double summed = 0;
       for (int64_t i = 0; i < length; ++i) summed += pattern.VisibleKeys(i);
@@ -338,10 +343,17 @@ TEST(Bidirectional, CausalPatternsAreRefusedForEncoders) {
   const auto sinks =
       MakePattern(Policy("window", {{"window", 64}, {"sink_tokens", 4}}), context).status();
   EXPECT_THAT(sinks.ToString(), HasSubstr("sink_tokens"));
+  const auto globals =
+      MakePattern(Policy("window", {{"window", 64}, {"global_tokens", 4}}), Context()).status();
+  EXPECT_THAT(globals.ToString(), HasSubstr("global_tokens read ahead"));
   context.native.window = 65;
   auto native = MakePattern(Policy("native", {}), context);
   ASSERT_TRUE(native.ok());
   EXPECT_EQ((*native)->Describe(), "bidirectional_window(65)");
+  context.native.global_tokens = 1;
+  native = MakePattern(Policy("native", {}), context);
+  ASSERT_TRUE(native.ok());
+  EXPECT_EQ((*native)->Describe(), "bidirectional_window(65)+globals(1)");
 }
 
 TEST(Window, DecodeFarOutTouchesNinePages) {

@@ -33,6 +33,7 @@ struct Checkpoint {
   std::string folder;
   std::string family;
   std::vector<std::string> must_detect;
+  std::vector<int32_t> windows = {0, 9};
 };
 
 const Checkpoint kCheckpoints[] = {
@@ -46,6 +47,32 @@ const Checkpoint kCheckpoints[] = {
      {"window + 1", "window - 1", "rope bases swapped", "another pooling", "head bias dropped",
       "scores of the other kind"}},
     {"modernbert_embedder", "modernbert", {"window + 1", "window - 1", "another pooling"}},
+    {"longformer_classifier",
+     "longformer",
+     {"window + 1",
+      "window - 1",
+      "window off",
+      "RMSNorm",
+      "reads back only",
+      "no global token",
+      "two global tokens",
+      "global queries as the others",
+      "global keys as the others",
+      "global values as the others",
+      "norms before the sum",
+      "positions one late",
+      "positions dropped",
+      "output bias dropped",
+      "norm after attention dropped",
+      "post norms' bias dropped",
+      "another activation",
+      "another pooling",
+      "head activation dropped",
+      "head bias dropped"},
+     {9, 3, 17}},
+    {"longformer_embedder",
+     "longformer",
+     {"window + 1", "window - 1", "positions one late", "another pooling"}},
     {"embeddinggemma",
      "gemma3",
      {"window + 1", "window - 1", "window off", "rope bases swapped", "qk-norm skipped",
@@ -146,6 +173,37 @@ FloatRows States(const ModelSpec& spec, BackendKind kind, const std::vector<int3
   return runner.hidden;
 }
 
+void AddGlobalMutations(std::vector<Mutation>* out) {
+  const auto layers = [out](std::string name, std::function<void(LayerSpec*)> change) {
+    out->push_back({std::move(name), [change](ModelSpec* s) {
+                      for (LayerSpec& layer : s->layers) change(&layer);
+                    }});
+  };
+  layers("no global token", [](LayerSpec* l) {
+    l->attention.native.global_tokens = 0;
+    l->weights.global_wq = {};
+  });
+  layers("global token in the others' projections",
+         [](LayerSpec* l) { l->weights.global_wq = {}; });
+  layers("two global tokens", [](LayerSpec* l) { l->attention.native.global_tokens = 2; });
+  layers("global queries as the others", [](LayerSpec* l) {
+    l->weights.global_wq = l->weights.wq;
+    l->weights.global_bq = l->weights.bq;
+  });
+  layers("global keys as the others", [](LayerSpec* l) { l->weights.global_wk = l->weights.wk; });
+  layers("global values as the others", [](LayerSpec* l) {
+    l->weights.global_wv = l->weights.wv;
+    l->weights.global_bv = l->weights.bv;
+  });
+  out->push_back({"reads back only", [](ModelSpec* s) {
+                    s->causal = true;
+                    for (LayerSpec& l : s->layers) {
+                      l.attention.native.global_tokens = 0;
+                      l.weights.global_wq = {};
+                    }
+                  }});
+}
+
 // Wrong readings beside those of every family.
 std::vector<Mutation> EncoderMutations(const ModelSpec& spec) {
   std::vector<Mutation> out = MutationsOf(spec);
@@ -164,7 +222,30 @@ std::vector<Mutation> EncoderMutations(const ModelSpec& spec) {
     const OutputHead& head = spec.classifier ? spec.classifier->head : spec.embedding_head;
     return std::any_of(head.layers.begin(), head.layers.end(), test);
   };
-  out.push_back({"reads back only", [](ModelSpec* s) { s->causal = true; }});
+  if (spec.layers[0].weights.global_wq.data != nullptr) {
+    AddGlobalMutations(&out);
+  } else {
+    out.push_back({"reads back only", [](ModelSpec* s) { s->causal = true; }});
+  }
+  if (spec.norm_sums) {
+    out.push_back({"norms before the sum", [](ModelSpec* s) {
+                     s->norm_sums = false;
+                     s->output_norm = s->embedding_norm;
+                   }});
+    out.push_back({"post norms' bias dropped", [](ModelSpec* s) {
+                     for (LayerSpec& l : s->layers) {
+                       l.weights.post_attn_norm_bias = l.weights.post_mlp_norm_bias = {};
+                     }
+                   }});
+  }
+  if (spec.position_embedding.data != nullptr) {
+    out.push_back({"positions dropped", [](ModelSpec* s) { s->position_embedding = {}; }});
+    out.push_back({"positions one late", [](ModelSpec* s) {
+                     // The family's own table has rows before the first.
+                     s->position_embedding.data =
+                         s->position_embedding.ptr<float>() - s->position_embedding.shape[1];
+                   }});
+  }
   out.push_back(heads("another pooling", [](OutputHead* h) {
     h->pooling = h->pooling == Pooling::kMean ? Pooling::kFirst : Pooling::kMean;
   }));
@@ -250,7 +331,7 @@ TEST_P(EncoderParity, IsRecognised) {
   EXPECT_EQ(spec_.max_positions, 1024);
   EXPECT_EQ(spec_.classifier.has_value(), !documents_[0].scores.empty());
   for (const LayerSpec& layer : spec_.layers) {
-    EXPECT_THAT(layer.attention.native.window, ::testing::AnyOf(0, 9));
+    EXPECT_THAT(GetParam().windows, ::testing::Contains(layer.attention.native.window));
   }
   EXPECT_EQ(static_cast<size_t>(EmbeddingDim(spec_)),
             spec_.classifier ? 32u : texts_[0]["embedding"].size());

@@ -40,6 +40,11 @@ TEXTS = ["a", "The quick brown fox jumps over the lazy dog.",
 MODERN = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_attention_heads=4,
               num_hidden_layers=5, max_position_embeddings=CONTEXT, local_attention=16,
               pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)
+# Positions up to that of pad_token_id are nobody's.
+LONGFORMER = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_attention_heads=4,
+                  num_hidden_layers=3, max_position_embeddings=CONTEXT + 1, type_vocab_size=2,
+                  attention_window=[16, 4, 32], pad_token_id=0, bos_token_id=1, eos_token_id=2,
+                  sep_token_id=2)
 GEMMA = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_attention_heads=4,
              num_key_value_heads=1, head_dim=16, num_hidden_layers=7, max_position_embeddings=CONTEXT,
              sliding_window=16, query_pre_attn_scalar=24, use_bidirectional_attention=True,
@@ -62,6 +67,13 @@ CASES = {
         "old", None),
     "modernbert_embedder": ("ModernBertConfig", "ModernBertModel", MODERN, "new",
                             [("Pooling", dict(pooling_mode="cls")), ("Normalize", {})]),
+    "longformer_classifier": (
+        "LongformerConfig", "LongformerForSequenceClassification",
+        dict(LONGFORMER, **labels("argument", "opinion", "report")), "new", None),
+    "longformer_embedder": ("LongformerConfig", "LongformerModel",
+                            dict(LONGFORMER, attention_window=16, type_vocab_size=1, pad_token_id=3,
+                                 max_position_embeddings=CONTEXT + 4), "new",
+                            [("Pooling", dict(pooling_mode="mean")), ("Normalize", {})]),
     "embeddinggemma": ("Gemma3TextConfig", "Gemma3TextModel", GEMMA, "old",
                        [("Pooling", dict(pooling_mode="mean")),
                         ("Dense", dict(out_features=48, bias=False, activation_function=None)),
@@ -80,16 +92,16 @@ def random_weights(model, config, generator):
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "embed" in name and "norm" not in name:
+            if "embed" in name and "norm" not in name.lower():
                 normal(parameter, 1.0)
-            elif "norm" in name:
+            elif name.endswith("bias"):
+                normal(parameter, 0.3)
+            elif "norm" in name.lower():
                 spread = torch.rand(parameter.shape, generator=generator)
                 parameter.copy_(spread - 0.5 if offset_norms else spread + 0.5)
                 if "q_norm" in name or "k_norm" in name:
                     parameter.add_(0.6)
-            elif name.endswith("bias"):
-                normal(parameter, 0.3)
-            elif "Wqkv" in name:
+            elif any(part in name for part in ("Wqkv", "query", "key")):
                 normal(parameter, 2.0 / parameter.shape[1]**0.5)
             else:
                 normal(parameter, 1.4 / parameter.shape[1]**0.5)
@@ -115,6 +127,16 @@ def byte_tokenizer():
         unk_token="[UNK]", model_max_length=CONTEXT)
 
 
+def hidden_states(model, tokens):
+    """Final states as the classifier gets them."""
+    made = []
+    hook = model.base_model.register_forward_hook(
+        lambda module, inputs, output: made.append(output.last_hidden_state[0]))
+    model(input_ids=tokens)
+    hook.remove()
+    return made[0]
+
+
 def golden_documents(model, generator):
     tensors = {}
     classifies = hasattr(model, "classifier")
@@ -125,7 +147,7 @@ def golden_documents(model, generator):
                 logits = model(input_ids=tokens).logits[0]
                 many = model.config.problem_type == "multi_label_classification"
                 scores = logits.sigmoid() if many else logits.softmax(-1)
-                states = model.model(input_ids=tokens).last_hidden_state[0]
+                states = hidden_states(model, tokens)
                 tensors[f"scores.{index}"] = scores.numpy()
             else:
                 states = model(input_ids=tokens).last_hidden_state[0]
@@ -235,13 +257,16 @@ def write_case(name):
 
 
 def main():
-    for name in sys.argv[1:] or CASES:
-        write_case(name)
-    manifest = {"torch": torch.__version__, "transformers": transformers.__version__,
+    path = DATA / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__,
                 "sentence_transformers": sentence_transformers.__version__,
                 "tokenizers": tokenizers.__version__, "safetensors": safetensors.__version__,
                 "numpy": numpy.__version__}
-    (DATA / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for name in sys.argv[1:] or CASES:
+        write_case(name)
+        manifest[name] = versions
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 if __name__ == "__main__":

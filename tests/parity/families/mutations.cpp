@@ -108,6 +108,7 @@ void AddLearnedSparsity(const ModelSpec& spec, std::vector<Mutation>* out) {
 }
 
 void AddRope(const ModelSpec& spec, std::vector<Mutation>* out) {
+  if (spec.ropes.empty()) return;
   const auto tables = [](std::string name, std::function<void(RopeTable*)> change) {
     return Mutation{std::move(name), [change](ModelSpec* s) {
                       for (RopeSpec& rope : s->ropes) {
@@ -221,10 +222,13 @@ void AddMlp(const ModelSpec& spec, std::vector<Mutation>* out) {
                             ? kernels::Activation::kGeluTanh
                             : kernels::Activation::kSilu;
   }));
-  out->push_back(Layers("gate and up swapped", [](LayerSpec* l) {
-    std::swap(l->weights.gate, l->weights.up);
-    std::swap(l->weights.expert_gate, l->weights.expert_up);
-  }));
+  if (spec.layers[0].weights.up.data != nullptr ||
+      AnyLayer(spec, [](const LayerSpec& l) { return l.mlp.num_experts > 0; })) {
+    out->push_back(Layers("gate and up swapped", [](LayerSpec* l) {
+      std::swap(l->weights.gate, l->weights.up);
+      std::swap(l->weights.expert_gate, l->weights.expert_up);
+    }));
+  }
   if (spec.layers[0].mlp.activation == kernels::Activation::kSwigluOai &&
       spec.layers[0].mlp.activation_limit < 5.0f) {
     out->push_back(
