@@ -101,6 +101,7 @@ declare -A sanitized=(
   [selection]='kernels_tests|--gtest_filter=*SelectionTest*cuda:-*TheShare*:*Columns*'
   [shares]='kernels_tests|--gtest_filter=*SelectionTest.*TheShare*cuda:*SelectionTest.*TheHeaviest*cuda'
   [columns]='kernels_tests|--gtest_filter=*SelectionTest.*WhatColumnsDo*cuda'
+  [tokens]='kernels_tests|--gtest_filter=*TokenSelection*cuda'
   [latents]='kernels_tests|--gtest_filter=CudaLatentTest.AwkwardSizes*'
   [sampling]='sampling_test|--gtest_filter=*DeviceSampling*OfFew:*DeviceSampling*Refuses*'
   [portable]='env|LONGSTRIDE_TEST_KERNELS=portable|kernels_tests|--gtest_filter=*AttentionTest*cuda')

@@ -370,11 +370,9 @@ absl::Status CudaBackend::DoSelectPages(const SelectPagesParams& p) {
   return RunSelectPages(p, arrays_, *context_);
 }
 
-absl::Status CudaBackend::DoSelectTokens(const SelectTokensParams&) {
-  return absl::UnimplementedError(
-      "the CUDA backend has no kernel that chooses tokens by an indexer (the pattern \"dsa\"); "
-      "serve "
-      "this plan with the cpu backend, or replace the pattern by another one, such as dense.");
+absl::Status CudaBackend::DoSelectTokens(const SelectTokensParams& p) {
+  const KernelTimer::Scope timed(timer_, KernelKind::kOther);
+  return RunSelectTokens(p, arrays_, *context_);
 }
 
 absl::Status CudaBackend::DoGatedActivation(const GatedActivationParams& p) {

@@ -127,7 +127,7 @@ class SelectionTest : public SeededTest, public testing::WithParamInterface<cons
       c.keys.push_back(Normal(kv_lens[s] * c.kv_heads * c.dim));
     }
     // Some of the last keys come one by one, those of all sequences at once.
-    const int64_t generated = RandomInt(0, 100);
+    const int64_t generated = RandomInt(0, 20);
     std::vector<int64_t> filled(kv_lens.size(), 0);
     for (size_t s = 0; s < kv_lens.size(); ++s) {
       while (filled[s] < kv_lens[s] - generated) {

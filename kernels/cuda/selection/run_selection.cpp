@@ -1,6 +1,7 @@
 #include "kernels/cuda/selection/run_selection.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels/cuda/selection/selection.h"
 
@@ -73,6 +74,44 @@ absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
     }
     RETURN_IF_ERROR(
         context.Check(LaunchSelectPages(d, launch, context.stream()), "SelectPages"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunSelectTokens(const SelectTokensParams& p, StepArrays& arrays,
+                             DeviceContext& context) {
+  if (p.num_tiles == 0) return absl::OkStatus();
+  const PageTable& table = p.page_table;
+  std::vector<int64_t> needed(static_cast<size_t>(table.num_sequences), 0);  // pages
+  for (int32_t t = 0; t < p.num_tiles; ++t) {
+    if (p.counts[t] == 0 || p.counts[t] == CandidateTokens(p.tiles[t])) continue;
+    int64_t& pages = needed[static_cast<size_t>(p.tiles[t].sequence)];
+    pages = std::max(pages, CandidatePages(p.tiles[t]));
+  }
+  for (int64_t sequence = 0; sequence < table.num_sequences; ++sequence) {
+    for (int64_t page = 0; page < needed[static_cast<size_t>(sequence)]; ++page) {
+      const int32_t id = table.pages[sequence * table.stride + page];
+      if (id >= 0 && id < p.cache.num_pages) continue;
+      return absl::InternalError(StrCat("SelectTokens: logical page ", page,
+                                        " is a candidate but its sequence does not hold it"));
+    }
+  }
+  SelectTokensParams d = p;
+  ASSIGN_OR_RETURN(d.tiles, arrays.OnDevice(p.tiles, p.num_tiles));
+  ASSIGN_OR_RETURN(d.counts, arrays.OnDevice(p.counts, p.num_tiles));
+  ASSIGN_OR_RETURN(d.list_begin, arrays.OnDevice(p.list_begin, p.num_tiles));
+  ASSIGN_OR_RETURN(d.page_table.pages,
+                   arrays.OnDevice(table.pages, table.num_sequences * table.stride));
+  // By the page table's width, not by lengths: launches of repeated steps are recorded.
+  TokenLaunch launch{.max_tokens = table.stride * kPageTokens};
+  const auto at_once = static_cast<int32_t>(
+      std::clamp<int64_t>(kMaxScores / launch.max_tokens, 1, std::min(p.num_tiles, 32768)));
+  Scratch scratch(context);
+  ASSIGN_OR_RETURN(launch.scores, scratch.Take<float>(at_once * launch.max_tokens));
+  for (int32_t t = 0; t < p.num_tiles; t += at_once) {
+    launch.first_tile = t;
+    launch.num_tiles = std::min(at_once, p.num_tiles - t);
+    RETURN_IF_ERROR(context.Check(LaunchSelectTokens(d, launch, context.stream()), "SelectTokens"));
   }
   return absl::OkStatus();
 }

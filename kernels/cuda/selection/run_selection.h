@@ -20,4 +20,8 @@ absl::Status RunSelectPages(const SelectPagesParams& p, StepArrays& arrays,
 absl::Status SelectByShares(const SelectPagesParams& p, const SelectPagesParams& device,
                             StepArrays& arrays, DeviceContext& context);
 
+// INTERNAL where a row that chooses sees a position without a page.
+absl::Status RunSelectTokens(const SelectTokensParams& p, StepArrays& arrays,
+                             DeviceContext& context);
+
 }  // namespace longstride::kernels::cuda

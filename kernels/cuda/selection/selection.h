@@ -47,4 +47,16 @@ bool ScoresByProducts(const SelectPagesParams& p);
 cudaError_t LaunchProductScores(const SelectPagesParams& p, const SelectLaunch& launch,
                                 cudaStream_t stream);
 
+// What the host knows of a SelectTokens call beside its params.
+struct TokenLaunch {
+  int32_t first_tile = 0, num_tiles = 0;  // that this launch makes lists for
+  int64_t max_tokens = 0;                 // at least the most candidates of any tile
+  float* scores = nullptr;                // [num_tiles, max_tokens]
+};
+
+// A key whose page the sequence does not hold ranks last; whoever calls has checked the page
+// tables.
+cudaError_t LaunchSelectTokens(const SelectTokensParams& p, const TokenLaunch& launch,
+                               cudaStream_t stream);
+
 }  // namespace longstride::kernels::cuda
