@@ -242,7 +242,7 @@ TEST_P(ElementwiseTest, GatedActivationsAreTheirFormulas) {
                                             .limit = 7.0f,
                                             .out = View2(out, rows, dim)};
       if (!gated && a == Activation::kSwigluOai) {
-        EXPECT_TRUE(absl::IsInvalidArgument(backend_->GatedActivation(params)));
+        EXPECT_TRUE(absl::IsInternal(backend_->GatedActivation(params)));
         continue;
       }
       ASSERT_LS_OK(backend_->GatedActivation(params));
