@@ -29,11 +29,7 @@ class Dilated : public SparsePattern {
             .chunk = 0};
   }
   void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const override {
-    out->entry_tokens = 1;
-    out->query_tile = 1;
-    out->MakeTiles(runs);
-    out->MakeLists();
-    out->edges.push_back({});
+    out->MakeRowLists(runs);
     for (size_t t = 0; t < out->tiles.size(); ++t) {
       const int64_t position = out->tiles[t].first_position;
       const auto begin = static_cast<int64_t>(out->entries.size());

@@ -1,12 +1,10 @@
 // nsa: three attentions of a layer, each a softmax of its own, summed by the checkpoint's gates
 // (AttentionSpec::gates):
 // - compressed: a query reads the mean key and the mean value of every block of 64 whose keys it
-// all
-//   sees, or nothing where there is none;
+//   all sees, or nothing where there is none;
 // - selected: its own block up to itself, and the blocks to whose means the query heads of its KV
-// head
-//   pay most attention in the compressed part (kernels::PageScore::kMeanShares), `block_counts` in
-//   all;
+//   head pay most attention in the compressed part (kernels::PageScore::kMeanShares),
+//   `block_counts` in all;
 // - sliding: the last `window_size` keys.
 // Source: NSA (arXiv 2502.11089) as github.com/fla-org/native-sparse-attention trains it. The paper
 // compresses by a learned network over overlapping blocks and always selects the first block and
@@ -44,11 +42,7 @@ class CompressedBlocks : public SparsePattern {
 
   // Rows read prefixes of one list.
   void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const override {
-    out->entry_tokens = 1;
-    out->query_tile = 1;
-    out->MakeTiles(runs);
-    out->MakeLists();
-    out->edges.push_back({});
+    out->MakeRowLists(runs);
     int64_t most = 0;
     for (size_t t = 0; t < out->tiles.size(); ++t) {
       const int64_t count = WholeBlocks(out->tiles[t].first_position);

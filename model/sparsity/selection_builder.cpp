@@ -57,6 +57,13 @@ void SelectionBuilder::MakeLists() {
   list_count.assign(tiles.size() * static_cast<size_t>(num_list_heads), 0);
 }
 
+void SelectionBuilder::MakeRowLists(std::span<const QueryRun> runs) {
+  entry_tokens = query_tile = 1;
+  MakeTiles(runs);
+  MakeLists();
+  edges.push_back({});
+}
+
 void SelectionBuilder::SetList(int32_t list_head, int32_t tile, int64_t begin, int64_t count) {
   const size_t at = static_cast<size_t>(list_head) * tiles.size() + static_cast<size_t>(tile);
   LS_CHECK_LT(at, list_begin.size());

@@ -92,6 +92,9 @@ class SelectionBuilder {
   void MakeTiles(std::span<const QueryRun> runs, int64_t boundary = 0);
   // Sizes list_begin and list_count for the tiles and list heads set.
   void MakeLists();
+  // The tiles and lists of patterns that name single keys for every row: one row a tile, the causal
+  // edge for all heads.
+  void MakeRowLists(std::span<const QueryRun> runs);
   // Appends a list of its own for (list_head, tile).
   void SetList(int32_t list_head, int32_t tile, int64_t begin, int64_t count);
   // Brings a selection of one-row tiles to `rows` of them, the further ones with empty lists (row r

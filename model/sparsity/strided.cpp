@@ -23,11 +23,7 @@ class Strided : public SparsePattern {
   }
   Retention retention() const override { return {}; }
   void Select(std::span<const QueryRun> runs, SelectionBuilder* out) const override {
-    out->entry_tokens = 1;
-    out->query_tile = 1;
-    out->MakeTiles(runs);
-    out->MakeLists();
-    out->edges.push_back({});
+    out->MakeRowLists(runs);
     if (local_ > 1) {
       SelectUnited(out);
     } else {
